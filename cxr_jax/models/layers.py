@@ -77,9 +77,7 @@ def _linear_backward(num_axes, reduce_dtype, out_dtype, saved, g):
         kernel.astype(x.dtype),
         (tuple(range(g.ndim - out_axes, g.ndim)), tuple(range(num_axes, kernel.ndim))),
     )
-    dkernel = jnp.tensordot(x, operand, (rows, rows), preferred_element_type=reduce_dtype).astype(
-        kernel.dtype
-    )
+    dkernel = jnp.tensordot(x, operand, (rows, rows), preferred_element_type=reduce_dtype).astype(kernel.dtype)
     dbias = None if bias is None else g.astype(reduce_dtype).sum(rows).astype(bias.dtype)
     return dx, dkernel, dbias
 
@@ -160,7 +158,7 @@ class Attention(nnx.Module):
         self.qkv = Linear((width,), (3, num_heads, head_width), dtypes=dtypes, rngs=rngs)
         self.proj = Linear((num_heads, head_width), (width,), dtypes=dtypes, rngs=rngs)
 
-    def __call__(self, x, layout: Layout = Layout()):  # noqa: B008 (frozen dataclass)
+    def __call__(self, x, layout: Layout = Layout()):
         qkv = self.qkv(x)
         q, k, v = (layout.heads(qkv[:, :, i]) for i in range(3))
         return self.proj(attend(q, k, v))

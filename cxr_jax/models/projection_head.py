@@ -52,7 +52,7 @@ class ProjectionHead(nnx.Module):
         self.bottleneck = Linear((hidden,), (bottleneck,), dtypes=dtypes, rngs=rngs)
         self.prototypes = Prototypes(bottleneck, num_prototypes, dtypes=dtypes, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "rows d"], layout: Layout = Layout()) -> Float[Array, "rows k"]:  # noqa: B008
+    def __call__(self, x: Float[Array, "rows d"], layout: Layout = Layout()) -> Float[Array, "rows k"]:
         graphdef, state = nnx.split(self)
         return nnx.merge(graphdef, layout.weights(nnx.to_pure_dict(state)))._forward(layout.rows(x))
 

@@ -11,9 +11,7 @@ _SIZES = {
 }
 _PATCHES = (4, 8, 14, 16)
 VARIANTS = {
-    f"vit_{size}{patch}": {**kwargs, "patch_size": patch}
-    for size, kwargs in _SIZES.items()
-    for patch in _PATCHES
+    f"vit_{size}{patch}": {**kwargs, "patch_size": patch} for size, kwargs in _SIZES.items() for patch in _PATCHES
 }
 
 

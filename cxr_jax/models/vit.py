@@ -140,9 +140,7 @@ class ViT(nnx.Module):
         )
         self.cls_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (width,), param))
         if num_registers:
-            self.register_tokens = nnx.Param(
-                1e-6 * jax.random.normal(rngs.params(), (num_registers, width), param)
-            )
+            self.register_tokens = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (num_registers, width), param))
         self.mask_token = nnx.Param(jnp.zeros((width,), param))
         self.pos_embed = nnx.Param(trunc_normal(rngs.params(), (1 + self.grid**2, width), param))
 
@@ -215,7 +213,7 @@ class ViT(nnx.Module):
         blocks: int = 1,
         key: Array | None = None,
         num_groups: int = 1,
-        layout: Layout = Layout(),  # noqa: B008 (frozen dataclass)
+        layout: Layout = Layout(),
     ) -> tuple[Features, ...]:
         """Encode each stream `[rows, H, W]`; masks (True = hidden) are `[rows, n]` or None per stream.
 
@@ -232,16 +230,12 @@ class ViT(nnx.Module):
             streams, _ = self._run(streams, params, graphdef, keys, num_groups, layout, collect=False)
             return tuple(self._split(x[None]) for x in streams)
         cut = self.depth - blocks
-        early, late = (
-            jax.tree.map(lambda leaf, s=s: leaf[s], (params, keys)) for s in (slice(cut), slice(cut, None))
-        )
+        early, late = (jax.tree.map(lambda leaf, s=s: leaf[s], (params, keys)) for s in (slice(cut), slice(cut, None)))
         if cut:
             streams, _ = self._run(streams, early[0], run[0], early[1], *run[1:], collect=False)
         _, layers = self._run(streams, late[0], run[0], late[1], *run[1:], collect=True)
         return tuple(self._split(x) for x in layers)
 
-    def features(
-        self, images: Float[Array, "b H W"], *, blocks: int = 1, layout: Layout = Layout()
-    ) -> Features:  # noqa: B008
+    def features(self, images: Float[Array, "b H W"], *, blocks: int = 1, layout: Layout = Layout()) -> Features:
         """Deterministic features of the last `blocks` blocks, each through the final norm."""
         return self((images,), blocks=blocks, layout=layout)[0]
