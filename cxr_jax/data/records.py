@@ -120,9 +120,7 @@ def _check_record(record: Record) -> None:
     if record.height < 1 or record.width < 1:
         raise DataError(f"{record.image_id}: size is {record.height}x{record.width}; both must be at least 1")
     if not math.isfinite(record.age_years):
-        raise DataError(
-            f"{record.image_id}: age_years is {record.age_years}; use {UNKNOWN_AGE:g} for unknown"
-        )
+        raise DataError(f"{record.image_id}: age_years is {record.age_years}; use {UNKNOWN_AGE:g} for unknown")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +170,7 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such dataset folder; build one with python -m data_prep.build --output={folder}"
-        )
+        raise DataError(f"{folder}: no such dataset folder; build one with python -m data_prep.build --output={folder}")
     file = folder / MANIFEST_NAME
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
@@ -193,9 +189,7 @@ def _manifest_from(fields: Any, file: Path) -> Manifest:
     names = [field.name for field in dataclasses.fields(Manifest)]
     if not isinstance(fields, dict) or set(fields) != set(names):
         found = ", ".join(sorted(fields)) if isinstance(fields, dict) else type(fields).__name__
-        raise DataError(
-            f"{file}: holds {found}; expected exactly {', '.join(names)}; build the dataset again"
-        )
+        raise DataError(f"{file}: holds {found}; expected exactly {', '.join(names)}; build the dataset again")
     if fields["fingerprint"] != fingerprint(fields):
         raise DataError(
             f"{file}: does not match its own fingerprint, so it was changed after the build; build it again"
