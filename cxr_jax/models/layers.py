@@ -34,6 +34,9 @@ class Layout:
     heads: Callable = _identity
 
 
+IN_PLACE = Layout()
+
+
 @dataclass(frozen=True)
 class Dtypes:
     """The three dtypes of a model, by name."""
@@ -158,7 +161,7 @@ class Attention(nnx.Module):
         self.qkv = Linear((width,), (3, num_heads, head_width), dtypes=dtypes, rngs=rngs)
         self.proj = Linear((num_heads, head_width), (width,), dtypes=dtypes, rngs=rngs)
 
-    def __call__(self, x, layout: Layout = Layout()):
+    def __call__(self, x, layout: Layout = IN_PLACE):
         qkv = self.qkv(x)
         q, k, v = (layout.heads(qkv[:, :, i]) for i in range(3))
         return self.proj(attend(q, k, v))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cxr_jax.models.layers import Dtypes, Layout, Linear, linear, uniform_fan_in
+from cxr_jax.models.layers import IN_PLACE, Dtypes, Layout, Linear, linear, uniform_fan_in
 
 
 class Prototypes(nnx.Module):
@@ -52,7 +52,7 @@ class ProjectionHead(nnx.Module):
         self.bottleneck = Linear((hidden,), (bottleneck,), dtypes=dtypes, rngs=rngs)
         self.prototypes = Prototypes(bottleneck, num_prototypes, dtypes=dtypes, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "rows d"], layout: Layout = Layout()) -> Float[Array, "rows k"]:
+    def __call__(self, x: Float[Array, "rows d"], layout: Layout = IN_PLACE) -> Float[Array, "rows k"]:
         graphdef, state = nnx.split(self)
         return nnx.merge(graphdef, layout.weights(nnx.to_pure_dict(state)))._forward(layout.rows(x))
 

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from cxr_jax.models.layers import (
+    IN_PLACE,
     Attention,
     Dtypes,
     Layout,
@@ -166,7 +167,7 @@ class ViT(nnx.Module):
         patches = images.reshape(rows, grid, side, grid, side).transpose(0, 1, 3, 2, 4)
         patches = patches.reshape(rows, grid * grid, side * side).astype(compute)
         x = linear(patches, self.patch_embed.kernel[...], self.patch_embed.bias[...], 1, reduce)
-        # Tokens and positions are broadcast over rows: adding them in the reduce dtype accumulates their gradients in it.
+        # Tokens and positions are broadcast over rows: their gradients accumulate in the dtype of this sum.
         x = x.astype(reduce)
         if mask is not None:
             x = jnp.where(mask[:, :, None], self.mask_token[...].astype(reduce), x)
@@ -213,7 +214,7 @@ class ViT(nnx.Module):
         blocks: int = 1,
         key: Array | None = None,
         num_groups: int = 1,
-        layout: Layout = Layout(),
+        layout: Layout = IN_PLACE,
     ) -> tuple[Features, ...]:
         """Encode each stream `[rows, H, W]`; masks (True = hidden) are `[rows, n]` or None per stream.
 
@@ -236,6 +237,6 @@ class ViT(nnx.Module):
         _, layers = self._run(streams, late[0], run[0], late[1], *run[1:], collect=True)
         return tuple(self._split(x) for x in layers)
 
-    def features(self, images: Float[Array, "b H W"], *, blocks: int = 1, layout: Layout = Layout()) -> Features:
+    def features(self, images: Float[Array, "b H W"], *, blocks: int = 1, layout: Layout = IN_PLACE) -> Features:
         """Deterministic features of the last `blocks` blocks, each through the final norm."""
         return self((images,), blocks=blocks, layout=layout)[0]

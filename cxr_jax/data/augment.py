@@ -1,0 +1,168 @@
+"""Augmentation on the device, as matrix products, in the reference's order.
+
+In: grey canvases `[b, H, W]` uint8 with the true `size [b, 2]` of the image at the top left, and a key.
+Out: normalised crops `[b, crops, S, S]`; every draw for row r depends on the key and r alone.
+
+    y = clip(M_h x M_w^T)         random resized crop with flip, bicubic a = -0.5, antialiased, cut at the crop
+    brightness, contrast          in random order, each clipped, contrast about the crop's mean
+    z = B y B^T                   Gaussian blur, 9 taps, reflecting border
+    solarise, then (z - 0.5) / 0.25
+
+Grey images have no hue or saturation, so those two of DINOv2's colour jitter do not exist here.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from cxr_jax.data.geometry import apply_resize, normalise, resize_matrix
+
+TRIES = 10  # torchvision's RandomResizedCrop gives up after ten draws and takes the centre.
+BLUR_TAPS = 9
+# Probability of blurring (first global, second global, local crops): the released code inverts its own numbers.
+BLUR_PROBS = {"as_documented": (1.0, 0.1, 0.5), "as_released": (0.0, 0.9, 0.5)}
+
+
+@dataclass(frozen=True)
+class CropRecipe:
+    """How one kind of crop is made. `scale` is the area range as a share of the image, probabilities are per crop."""
+
+    size: int
+    scale: tuple[float, float]
+    flip_prob: float = 0.5
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter_prob: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    blur_prob: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarise_prob: float = 0.0
+
+
+def random_box(key: Array, size: Int[Array, "2"], scale, aspect) -> tuple[Array, Array, Array, Array]:
+    """Top, left, height, width in whole pixels of torchvision's RandomResizedCrop on an image of `size`.
+
+    Ten draws of area and log-uniform aspect, the first that fits; else the largest central box of a legal aspect.
+    """
+    height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
+    key_area, key_aspect, key_top, key_left = jax.random.split(key, 4)
+    area = height * width * jax.random.uniform(key_area, (TRIES,), jnp.float32, *scale)
+    log_aspect = jax.random.uniform(key_aspect, (TRIES,), jnp.float32, np.log(aspect[0]), np.log(aspect[1]))
+    widths = jnp.round(jnp.sqrt(area * jnp.exp(log_aspect)))
+    heights = jnp.round(jnp.sqrt(area / jnp.exp(log_aspect)))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = jnp.argmax(fits)
+
+    ratio = width / height
+    central_w = jnp.where(ratio > aspect[1], jnp.round(height * aspect[1]), width)
+    central_h = jnp.where(ratio < aspect[0], jnp.round(width / aspect[0]), height)
+    found = fits.any()
+    w = jnp.where(found, widths[first], central_w).astype(jnp.int32)
+    h = jnp.where(found, heights[first], central_h).astype(jnp.int32)
+    free_h, free_w = size[0] - h, size[1] - w
+    top = jnp.where(found, jax.random.randint(key_top, (), 0, free_h + 1), free_h // 2)
+    left = jnp.where(found, jax.random.randint(key_left, (), 0, free_w + 1), free_w // 2)
+    return top, left, h, w
+
+
+def jitter(key: Array, x: Float[Array, "S S"], recipe: CropRecipe) -> Float[Array, "S S"]:
+    """Brightness and contrast by factors in 1 +- strength, in random order, each clipped to 0..1, applied with p."""
+    key_apply, key_order, key_b, key_c = jax.random.split(key, 4)
+    b = jax.random.uniform(key_b, (), jnp.float32, 1 - recipe.brightness, 1 + recipe.brightness).astype(x.dtype)
+    c = jax.random.uniform(key_c, (), jnp.float32, 1 - recipe.contrast, 1 + recipe.contrast).astype(x.dtype)
+
+    def brighten(y):
+        return jnp.clip(b * y, 0, 1)
+
+    def contrast(y):
+        return jnp.clip(c * y + (1 - c) * y.mean(), 0, 1)
+
+    either = jnp.where(jax.random.bernoulli(key_order), contrast(brighten(x)), brighten(contrast(x)))
+    return jnp.where(jax.random.bernoulli(key_apply, recipe.jitter_prob), either, x)
+
+
+def blur_matrix(sigma: Float[Array, ""], side: int) -> Float[Array, "S S"]:
+    """The matrix of a 9-tap Gaussian of standard deviation `sigma` px with reflecting border (torchvision's)."""
+    offsets = np.arange(BLUR_TAPS) - BLUR_TAPS // 2
+    weights = jnp.exp(-0.5 * jnp.square(offsets / sigma))
+    weights = weights / weights.sum()
+    source = np.abs(np.arange(side)[None, :] + offsets[:, None])
+    source = np.where(source >= side, 2 * (side - 1) - source, source)
+    taps = source[:, :, None] == np.arange(side)
+    return jnp.einsum("t,tij->ij", weights, jnp.asarray(taps, weights.dtype))
+
+
+def blur(key: Array, x: Float[Array, "S S"], recipe: CropRecipe) -> Float[Array, "S S"]:
+    """Gaussian blur with p `blur_prob`, sigma uniform in `blur_sigma`."""
+    key_apply, key_sigma = jax.random.split(key)
+    sigma = jax.random.uniform(key_sigma, (), jnp.float32, *recipe.blur_sigma).astype(x.dtype)
+    matrix = blur_matrix(sigma, x.shape[0])
+    blurred = jnp.matmul(jnp.matmul(matrix, x, precision="highest"), matrix.T, precision="highest")
+    return jnp.where(jax.random.bernoulli(key_apply, recipe.blur_prob), blurred, x)
+
+
+def solarise(key: Array, x: Float[Array, "S S"], recipe: CropRecipe) -> Float[Array, "S S"]:
+    """Invert everything from 128/255 up, with p `solarise_prob`."""
+    apply = jax.random.bernoulli(key, recipe.solarise_prob)
+    return jnp.where(apply & (x >= 128 / 255), 1 - x, x)
+
+
+def random_crop(
+    key: Array, image: UInt8[Array, "H W"], size: Int[Array, "2"], recipe: CropRecipe, dtype
+) -> Float[Array, "S S"]:
+    """One augmented, normalised crop of one canvas."""
+    key_box, key_flip, key_jitter, key_blur, key_solarise = jax.random.split(key, 5)
+    top, left, h, w = random_box(key_box, size, recipe.scale, recipe.aspect)
+    rows = resize_matrix(top, h, image.shape[0], recipe.size, dtype)
+    columns = resize_matrix(left, w, image.shape[1], recipe.size, dtype)
+    columns = jnp.where(jax.random.bernoulli(key_flip, recipe.flip_prob), columns[::-1], columns)
+    x = apply_resize(rows, image, columns)
+    if recipe.jitter_prob:
+        x = jitter(key_jitter, x, recipe)
+    if recipe.blur_prob:
+        x = blur(key_blur, x, recipe)
+    if recipe.solarise_prob:
+        x = solarise(key_solarise, x, recipe)
+    return normalise(x)
+
+
+def random_crops(
+    key: Array,
+    images: UInt8[Array, "b H W"],
+    sizes: Int[Array, "b 2"],
+    recipes: tuple[CropRecipe, ...],
+    dtype="float32",
+) -> tuple[Float[Array, "b _ _"], ...]:
+    """One crop of every image by every recipe. The key of row r and recipe j is folded from both."""
+
+    def row(r, image, size):
+        row_key = jax.random.fold_in(key, r)
+        return tuple(
+            random_crop(jax.random.fold_in(row_key, j), image, size, recipe, dtype) for j, recipe in enumerate(recipes)
+        )
+
+    return jax.vmap(row)(jnp.arange(images.shape[0]), images, sizes)
+
+
+def multi_crop_recipes(
+    *,
+    global_size: int,
+    local_size: int,
+    num_local: int,
+    global_scale: tuple[float, float],
+    local_scale: tuple[float, float],
+    blur_probs: str,
+    **options,
+) -> tuple[CropRecipe, ...]:
+    """DINOv2's two global crops and `num_local` local ones; `options` go to every `CropRecipe`."""
+    first, second, local = BLUR_PROBS[blur_probs]
+    make = partial(CropRecipe, **options)
+    return (
+        make(global_size, tuple(global_scale), blur_prob=first),
+        make(global_size, tuple(global_scale), blur_prob=second, solarise_prob=0.2),
+        *(make(local_size, tuple(local_scale), blur_prob=local),) * num_local,
+    )
