@@ -1,9 +1,10 @@
 """The record contract: what `data_prep` writes and `cxr_jax.data` reads.
 
-In: one image with what is known about it (`Record`). Out: the bytes of one ArrayRecord entry (`encode_record`), the
-TFDS features that describe them (`features`), and the manifest of a dataset folder (`Manifest`, `read_manifest`).
-A dataset folder is readable by plain `tfds.builder_from_directory(folder).as_data_source(split)` without TensorFlow.
-`manifest.json` is written last, so a folder without one is not a dataset. This module imports nothing of ours.
+In: one image with what is known about it (`Record`). Out: the bytes of one ArrayRecord entry
+(`encode_record`), the TFDS features that describe them (`features`), and the manifest of a dataset folder
+(`Manifest`, `read_manifest`). A dataset folder is readable by plain
+`tfds.builder_from_directory(folder).as_data_source(split)` without TensorFlow. `manifest.json` is written last,
+so a folder without one is not a dataset. This module imports nothing of ours.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ MANIFEST_NAME = "manifest.json"
 
 
 class DataError(Exception):
-    """Data that cannot be used. The message is one line naming the file; entry points print it and exit with 3."""
+    """Data that cannot be used. The message is one line naming the file; entry points exit with 3."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One image. `image` is an 8-bit grey JPEG, `mask` a PNG of 0 and 255 of the same size or b"" where absent.
+    """One image. `image` is an 8-bit grey JPEG, `mask` a PNG of 0 and 255, b"" where absent.
 
     `labels` holds one of 1 (positive), 0 (negative), -1 (unknown) for each class of the dataset's vocabulary;
     `age_years` is -1 where unknown.
@@ -67,7 +68,7 @@ class Record:
 
 @functools.cache
 def features(num_classes: int) -> tfds.features.FeaturesDict:
-    """The TFDS features of a dataset whose vocabulary has `num_classes` classes (0 for an unlabelled dataset)."""
+    """The TFDS features of a dataset with `num_classes` classes (0 for an unlabelled dataset)."""
     f = tfds.features
     box = {"label": f.Text(), "x": np.float32, "y": np.float32, "w": np.float32, "h": np.float32}
     return f.FeaturesDict(
@@ -120,7 +121,7 @@ def _check_record(record: Record) -> None:
     if record.height < 1 or record.width < 1:
         raise DataError(f"{record.image_id}: size is {record.height}x{record.width}; both must be at least 1")
     if not math.isfinite(record.age_years):
-        raise DataError(f"{record.image_id}: age_years is {record.age_years}; use {UNKNOWN_AGE:g} for unknown")
+        raise DataError(f"{record.image_id}: age_years is {record.age_years}; unknown is {UNKNOWN_AGE:g}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,19 +166,17 @@ def fingerprint(fields: Mapping[str, Any]) -> str:
 def read_manifest(path: str | Path) -> Manifest:
     """Reads and checks the manifest of the dataset folder `path`.
 
-    Raises DataError if the folder is missing, if it holds no manifest (the build did not finish), if the manifest
-    is not JSON or lacks a field, or if it was changed after the build.
+    Raises DataError if the folder is missing, if it holds no manifest (the build did not finish), if the
+    manifest is not JSON or lacks a field, or if it was changed after the build.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such dataset folder; build one with python -m data_prep.build --output={folder}")
+        raise DataError(f"{folder}: no such dataset folder; data_prep.build --output={folder} makes one")
     file = folder / MANIFEST_NAME
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(
-            f"{folder}: has no {MANIFEST_NAME}, so it is no dataset or its build did not finish; build it again"
-        ) from None
+        raise DataError(f"{folder}: has no {MANIFEST_NAME}, so it is no dataset or its build did not finish") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{file}: damaged, not JSON ({error}); build the dataset again") from None
     except OSError as error:
@@ -189,11 +188,9 @@ def _manifest_from(fields: Any, file: Path) -> Manifest:
     names = [field.name for field in dataclasses.fields(Manifest)]
     if not isinstance(fields, dict) or set(fields) != set(names):
         found = ", ".join(sorted(fields)) if isinstance(fields, dict) else type(fields).__name__
-        raise DataError(f"{file}: holds {found}; expected exactly {', '.join(names)}; build the dataset again")
+        raise DataError(f"{file}: holds {found}; expected {', '.join(names)}; build it again")
     if fields["fingerprint"] != fingerprint(fields):
-        raise DataError(
-            f"{file}: does not match its own fingerprint, so it was changed after the build; build it again"
-        )
+        raise DataError(f"{file}: changed after the build (another fingerprint); build it again")
     for name in ("vocabulary", "skipped"):
         fields[name] = tuple(fields[name])
     return Manifest(**fields)
