@@ -1,0 +1,162 @@
+"""The optimiser: AdamW with schedules, per-module clipping, and multipliers by parameter path.
+
+In: gradients as nested dicts (one top-level entry per sub-module), parameters, the step. Out: updates.
+
+    g <- g min(1, clip / |g|)                       per top-level entry
+    p <- p - lr(t) lr_mult (adam(g) + wd(t) wd_mult p)
+
+Multipliers come from tables of (path pattern, value). Every parameter must be covered, so a new module cannot be
+decayed, frozen or trained by accident. A value is a number, or an array that broadcasts over leading stacked axes
+(depth for layer-wise decay, a learning-rate grid).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cxr_jax.sharding import path_name
+
+Schedule = Callable[[jax.Array], jax.Array]
+Table = Sequence[tuple[str, Any]]
+
+# DINOv2's and CheXFound's: none on biases, norms and LayerScale, but on tokens, positions, and the head's v and g.
+NO_DECAY_ON_VECTORS: Table = (
+    (r"/(bias|scale|layer_scale[12])$", 0.0),
+    (r"/(kernel|cls_token|register_tokens|mask_token|pos_embed|v|g|queries)$", 1.0),
+)
+
+
+def linear_schedule(start: float, end: float, steps: int) -> Schedule:
+    """`start` to `end` over `steps` values, both ends included, then `end`."""
+
+    def value(step):
+        return start + (end - start) * jnp.clip(step / max(steps - 1, 1), 0, 1)
+
+    return value
+
+
+def cosine_schedule(start: float, end: float, steps: int) -> Schedule:
+    """Half a cosine from `start` towards `end`, which is reached after `steps` steps (as released: t / steps)."""
+
+    def value(step):
+        return end + (start - end) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(step / max(steps, 1), 0, 1)))
+
+    return value
+
+
+def warmup_cosine_schedule(peak: float, end: float, warmup_steps: int, total_steps: int) -> Schedule:
+    """Linear from 0 (step 0 has rate 0) to `peak` at the last warm-up step, then a cosine to `end`."""
+    rise = linear_schedule(0.0, peak, warmup_steps)
+    fall = cosine_schedule(peak, end, total_steps - warmup_steps)
+
+    def value(step):
+        return jnp.where(step < warmup_steps, rise(step), fall(step - warmup_steps))
+
+    return value
+
+
+def sqrt_scaled(base: float, batch_size: int, reference: int = 1024) -> float:
+    """`base * sqrt(batch / reference)`, the rule of DINOv2 and CheXFound."""
+    return base * (batch_size / reference) ** 0.5
+
+
+def multipliers(params, table: Table):
+    """A tree like `params` with the value of the first pattern of `table` that matches each path.
+
+    Array values get trailing axes so that they broadcast over a parameter's leading ones. Raises ValueError naming
+    parameters that no pattern matches.
+    """
+    missing = []
+
+    def lookup(path, leaf):
+        name = path_name(path)
+        for pattern, value in table:
+            if re.search(pattern, "/" + name):
+                value = np.asarray(value)
+                return value.reshape(value.shape + (1,) * (leaf.ndim - value.ndim)) if value.ndim else float(value)
+        missing.append(name)
+        return 0.0
+
+    tree = jax.tree_util.tree_map_with_path(lookup, params)
+    if missing:
+        patterns = ", ".join(repr(pattern) for pattern, _ in table)
+        raise ValueError(f"no pattern covers the parameters {', '.join(missing)}; patterns are {patterns}")
+    return tree
+
+
+def layer_decay_table(decay: float, depth: int, prefix: str = "backbone") -> Table:
+    """Learning-rate multipliers `decay^(depth + 1 - layer)`: embeddings are layer 0, blocks 1..depth, the rest 1."""
+    blocks = decay ** (depth + 1 - np.arange(1, depth + 1))
+    return (
+        (rf"^/{prefix}/(patch_embed|cls_token|register_tokens|mask_token|pos_embed)", decay ** (depth + 1)),
+        (rf"^/{prefix}/blocks/", blocks),
+        (r".", 1.0),
+    )
+
+
+def global_norm(tree, dtype=None) -> jax.Array:
+    """Euclidean norm over all leaves."""
+    return jnp.sqrt(sum(jnp.square(leaf.astype(dtype or leaf.dtype)).sum() for leaf in jax.tree.leaves(tree)))
+
+
+def clip_per_module(limit: float) -> optax.GradientTransformation:
+    """Scale each top-level entry of the gradients to norm `limit` if it is longer (the reference's `|g| + 1e-6`)."""
+
+    def update(grads, state, params=None):
+        del params
+        clipped = {}
+        for name, module in grads.items():
+            factor = jnp.minimum(1.0, limit / (global_norm(module) + 1e-6))
+            clipped[name] = jax.tree.map(lambda g, f=factor: g * f.astype(g.dtype), module)
+        return clipped, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def decay_and_scale(
+    learning_rate: Schedule, weight_decay: Schedule, lr_table: Sequence[Table], wd_table: Table, frozen_steps: Table
+) -> optax.GradientTransformationExtraArgs:
+    """`-lr(t) * lr_mult * (update + wd(t) * wd_mult * p)`; `lr_table`s multiply each other.
+
+    `frozen_steps` gives, by path, for how many first steps a parameter's learning rate is 0; its moments still move.
+    """
+
+    def update(updates, state, params, *, step):
+        lr, wd = learning_rate(step), weight_decay(step)
+        rates = [multipliers(params, table) for table in lr_table]
+        decays = multipliers(params, wd_table)
+        frozen = multipliers(params, (*frozen_steps, (".", 0)))
+
+        def leaf(u, p, decay, freeze, *rate):
+            # A decoupled decay of 0 must not touch the parameter: grid members and frozen queries rely on it.
+            scale = lr * np.prod(np.broadcast_arrays(*rate), axis=0) if rate else lr
+            scale = jnp.where(step >= freeze, scale, 0.0)
+            return (-scale * (u + wd * decay * p)).astype(p.dtype)
+
+        return jax.tree.map(leaf, updates, params, decays, frozen, *rates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def adamw(
+    *,
+    learning_rate: Schedule,
+    weight_decay: Schedule,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+    clip_norm: float | None = 3.0,
+    lr_tables: Sequence[Table] = (),
+    wd_table: Table = NO_DECAY_ON_VECTORS,
+    frozen_steps: Table = (),
+) -> optax.GradientTransformationExtraArgs:
+    """The chain above. `update(grads, state, params, step=step)`; schedules see the train step, not a counter."""
+    return optax.chain(
+        *((clip_per_module(clip_norm),) if clip_norm else ()),
+        optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=epsilon),
+        decay_and_scale(learning_rate, weight_decay, lr_tables, wd_table, frozen_steps),
+    )

@@ -1,0 +1,113 @@
+"""The train state, its creation straight into shards, and one training step.
+
+In: an objective, an optimiser, a mesh. Out: a `TrainState` that never existed whole on one device, and the jitted
+step `(state, batch, key) -> (state, metrics)`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from cxr_jax.models.layers import Layout
+from cxr_jax.objectives.base import Objective
+from cxr_jax.optim import global_norm
+from cxr_jax.sharding import batch_sharding, replicated, tree_shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step reads and writes, as nested dicts of arrays.
+
+    `health` counts on the device what Python only looks at on log steps: steps without a finite loss or gradient in a
+    row, and all updates skipped for that reason.
+    """
+
+    step: jax.Array
+    params: Any
+    targets: Any
+    opt_state: Any
+    health: dict[str, jax.Array]
+
+
+def create_state(objective: Objective, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """A fresh state; call it under `jit` with out_shardings, or under `eval_shape`."""
+    params = objective.init(key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        targets=objective.init_targets(params),
+        opt_state=tx.init(params),
+        health={"nonfinite_in_a_row": jnp.zeros((), jnp.int32), "skipped_updates": jnp.zeros((), jnp.int32)},
+    )
+
+
+def abstract_state(objective: Objective, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state; uses no memory."""
+    shapes = jax.eval_shape(partial(create_state, objective, tx), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+
+
+def init_state(objective: Objective, tx: optax.GradientTransformation, mesh: Mesh, key: jax.Array) -> TrainState:
+    """A fresh state, each leaf created in its own shards."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, tx, mesh))
+    return jax.jit(partial(create_state, objective, tx), out_shardings=shardings)(key)
+
+
+def make_step(
+    objective: Objective, tx: optax.GradientTransformationExtraArgs, mesh: Mesh, layout: Layout, schedules: dict
+) -> Callable:
+    """The jitted training step; its state argument is donated.
+
+    Step t draws from `fold_in(key, t)`. When loss or gradients are not finite, parameters, targets and optimiser
+    stay as they were and `health` counts it. `schedules` are logged by name.
+    """
+
+    def train_step(state: TrainState, batch, key):
+        step_key = jax.random.fold_in(key, state.step)
+        loss_fn = partial(objective.loss, layout=layout)
+        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, state.targets, batch, step_key, state.step
+        )
+        norms = {name: global_norm(module) for name, module in grads.items()}
+        grad_norm = jnp.sqrt(sum(jnp.square(norm) for norm in norms.values()))
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+        params = optax.apply_updates(state.params, updates)
+        targets = objective.update_targets(state.targets, params, aux.carry, state.step)
+        new, old = (params, targets, opt_state), (state.params, state.targets, state.opt_state)
+        params, targets, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        bad = jnp.where(finite, 0, 1)
+        health = {
+            "nonfinite_in_a_row": (state.health["nonfinite_in_a_row"] + 1) * bad,
+            "skipped_updates": state.health["skipped_updates"] + bad,
+        }
+        metrics = {
+            "loss": loss,
+            **aux.metrics,
+            "grad_norm": grad_norm,
+            **{f"grad_norm_{name}": norm for name, norm in norms.items()},
+            **{name: schedule(state.step) for name, schedule in schedules.items()},
+            **health,
+        }
+        return TrainState(state.step + 1, params, targets, opt_state, health), metrics
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, tx, mesh))
+    everywhere = replicated(mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh), everywhere),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
