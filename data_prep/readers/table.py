@@ -1,0 +1,217 @@
+"""labels.csv: which column means what, and each row's values in the contract's words.
+
+In: a CSV file and the flags that name its columns. Out: `Table`, rows of plain values keyed by file, and the label
+classes. Empty means unknown everywhere. Rules: README.md of data_prep, "labels.csv".
+"""
+
+import csv
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cxr_jax.data.records import UNKNOWN_AGE, DataError
+
+# The contract's name of a column -> the headers it is recognised by, in lower case without spaces and _ - /.
+COLUMNS = {
+    "file": ("file", "filename", "path", "image", "imagepath", "imageindex", "imagefile"),
+    "patient_id": ("patientid", "patient", "subjectid", "subject"),
+    "study": ("study", "studyid"),
+    "split": ("split",),
+    "source": ("source", "dataset"),
+    "view": ("view", "viewposition", "projection", "ap/pa", "appa"),
+    "sex": ("sex", "gender", "patientsex", "patientgender"),
+    "age": ("age", "ageyears", "patientage"),
+    "mask": ("mask", "maskfile", "maskpath"),
+}
+_LABEL_VALUES = {"": -1, "1": 1, "0": 0, "-1": -1}
+_SEX = {"m": "M", "male": "M", "f": "F", "female": "F"}
+_MAX_AGE_YEARS = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row in the contract's words; texts are "" and `mask` None where the table does not know."""
+
+    line: int
+    file: str
+    patient_id: str
+    study: str
+    split: str
+    source: str
+    view: str
+    sex: str
+    age_years: float
+    mask: str
+    labels: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The rows of a labels file, its label classes, and what the user should know of how it was read."""
+
+    rows: tuple[Row, ...]
+    vocabulary: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_table(
+    file: Path,
+    columns: Mapping[str, str | None],
+    label_columns: Sequence[str] | None,
+    exclude_columns: Sequence[str],
+) -> Table:
+    """Reads a labels file.
+
+    Args:
+      file: a CSV file with a header, UTF-8.
+      columns: for each name of `COLUMNS` the header given by flag, "" for none, None to recognise it.
+      label_columns: the label classes, or None to find them.
+      exclude_columns: headers that are never taken for labels.
+
+    Raises DataError for a missing or malformed file, an unknown column, two possible columns, or a bad label.
+    """
+    header, lines = _read_csv(file)
+    chosen = {name: _choose(name, columns.get(name), header, file) for name in COLUMNS}
+    if chosen["file"] is None:
+        raise DataError(f"{file}: no column names the image file; found {', '.join(header)}; give --file_column")
+    for name in (*(label_columns or ()), *exclude_columns):
+        if name not in header:
+            raise DataError(f"{file}: has no column {name!r}; found {', '.join(header)}")
+    notes: list[str] = []
+    if label_columns is None:
+        taken = {header.index(name) for name in chosen.values() if name} | {
+            header.index(name) for name in exclude_columns
+        }
+        label_columns = _find_labels(file, header, lines, taken, notes)
+    position = {name: header.index(column) if column else None for name, column in chosen.items()}
+    label_positions = [header.index(name) for name in label_columns]
+    rows, bad_ages = [], 0
+    for number, cells in lines:
+        where = f"{file} line {number}"
+        text = {name: cells[at].strip() if at is not None else "" for name, at in position.items()}
+        if not text["file"]:
+            raise DataError(f"{where}: the column {chosen['file']} is empty")
+        age = parse_age(text["age"])
+        bad_ages += age == UNKNOWN_AGE and text["age"] not in ("", "-1")
+        rows.append(
+            Row(
+                line=number,
+                file=text["file"],
+                patient_id=text["patient_id"],
+                study=text["study"],
+                split=text["split"],
+                source=text["source"],
+                view=parse_view(text["view"]),
+                sex=_SEX.get(text["sex"].lower(), "UNKNOWN"),
+                age_years=age,
+                mask=text["mask"],
+                labels=tuple(_parse_label(cells[at], header[at], where) for at in label_positions),
+            )
+        )
+    if bad_ages:
+        notes.append(f"{file.name}: {bad_ages} ages are no number from 0 to {_MAX_AGE_YEARS} and count as unknown")
+    return Table(tuple(rows), tuple(label_columns), tuple(notes))
+
+
+def parse_view(text: str) -> str:
+    """AP, PA, LATERAL or UNKNOWN from the many ways sources write a view."""
+    word = text.strip().upper()
+    if word.startswith(("AP", "PA")):
+        return word[:2]
+    return "LATERAL" if word in ("L", "LL", "RL", "LAT") or "LATERAL" in word else "UNKNOWN"
+
+
+def parse_age(text: str) -> float:
+    """Years from "58", "058Y" or "8M"; -1 where that is not an age."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([YMWD]?)", text.strip().upper())
+    if match is None:
+        return UNKNOWN_AGE
+    years = float(match[1]) / {"": 1, "Y": 1, "M": 12, "W": 52.18, "D": 365.25}[match[2]]
+    return years if years <= _MAX_AGE_YEARS else UNKNOWN_AGE
+
+
+def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and (line number, cells) of each row that is not blank."""
+    lines = []
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream)
+            header = [name.strip() for name in next(reader, [])]
+            for cells in reader:
+                if any(cells):
+                    lines.append((reader.line_num, cells))
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such labels file") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: is no CSV file in UTF-8 ({error})") from None
+    if not header or not lines:
+        raise DataError(f"{file}: holds no rows")
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise DataError(f"{file}: two columns are called {twice[0]!r}; rename one")
+    for number, cells in lines:
+        if len(cells) != len(header):
+            raise DataError(f"{file} line {number}: {len(cells)} cells, but the header has {len(header)}")
+    return header, lines
+
+
+def _choose(name: str, given: str | None, header: Sequence[str], file: Path) -> str | None:
+    if given == "":
+        return None
+    flag = f"--{name}_column"
+    if given is not None:
+        if given not in header:
+            raise DataError(f"{file}: has no column {given!r} ({flag}); found {', '.join(header)}")
+        return given
+    found = [column for column in header if re.sub(r"[ _-]", "", column.lower()) in COLUMNS[name]]
+    if len(found) > 1:
+        raise DataError(f"{file}: {' and '.join(found)} could both be the column {name}; choose with {flag}")
+    return found[0] if found else None
+
+
+def _find_labels(
+    file: Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]], taken: set[int], notes: list[str]
+) -> list[str]:
+    """The longest run of neighbouring columns that hold nothing but 1, 0, -1 and empty cells.
+
+    Label columns stand together in every public table, while a lone 0/1 column elsewhere is a remark on the file.
+    Columns with another known meaning do not break a run, wholly empty ones neither break nor join it.
+    """
+    runs: list[list[str]] = [[]]
+    for at, name in enumerate(header):
+        if at in taken:
+            continue
+        values = {cells[at].strip() for _, cells in lines}
+        if not all(_label_value(value) is not None for value in values):
+            runs.append([])
+        elif values != {""}:
+            runs[-1].append(name)
+    longest = max(runs, key=len)
+    if longest and sum(len(run) == len(longest) for run in runs) > 1:
+        raise DataError(f"{file}: cannot tell which 0/1 columns are labels; name them with --label_columns")
+    apart = [name for run in runs if run is not longest for name in run]
+    if longest:
+        notes.append(f"{file.name}: {len(longest)} label columns, {longest[0]} to {longest[-1]}")
+    if apart:
+        notes.append(f"{file.name}: not taken for labels: {', '.join(apart)} (--label_columns names labels)")
+    return longest
+
+
+def _label_value(text: str) -> int | None:
+    text = text.strip()
+    if text in _LABEL_VALUES:
+        return _LABEL_VALUES[text]
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if math.isfinite(number) and number in (1, 0, -1) else None
+
+
+def _parse_label(text: str, column: str, where: str) -> int:
+    label = _label_value(text)
+    if label is None:
+        raise DataError(f"{where}: {column} is {text!r}; legal: 1, 0, -1 or empty (unknown)")
+    return label

@@ -1,0 +1,58 @@
+"""Splits and order from hashes: the same input gives the same split and order on every machine.
+
+In: patient ids and keys. Out: a split per patient (train, val or test) and a place in the shuffled order. A
+patient's split depends on nothing but its id and the seed, so adding patients never moves the others.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+from cxr_jax.data.records import SPLITS, DataError
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def stable_hash(text: str, seed: int) -> int:
+    """64 bits of sha256 over the seed and the text."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "big")
+
+
+def draw_split(patient_id: str, seed: int, fractions: tuple[float, float, float]) -> str:
+    """The split of a patient; `fractions` are those of train, val and test and sum to 1."""
+    position = stable_hash(patient_id, seed) / 2**64
+    edge = 0.0
+    for split, fraction in zip(SPLITS, fractions, strict=True):
+        edge += fraction
+        if position < edge:
+            return split
+    # Only rounding of the sum of the fractions leads here.
+    return SPLITS[max(i for i, fraction in enumerate(fractions) if fraction > 0)]
+
+
+def parse_split(text: str, where: str) -> str:
+    """The contract's name of a split as a source writes it; raises DataError for a name that is no split."""
+    split = SPLIT_NAMES.get(text.strip().lower())
+    if split is None:
+        raise DataError(f"{where}: split is {text!r}; legal: {', '.join(SPLIT_NAMES)}")
+    return split
+
+
+def check_patients(rows: Iterable[tuple[str, str]], where: str) -> None:
+    """Raises DataError, naming the first such patient, if a patient of the (patient, split) rows is in two splits."""
+    seen: dict[str, str] = {}
+    for patient_id, split in rows:
+        other = seen.setdefault(patient_id, split)
+        if other != split:
+            raise DataError(
+                f"{where}: patient {patient_id} is in the splits {other} and {split}; give each patient one split, "
+                "or drop the column with --split_column= to draw splits by patient"
+            )
