@@ -1,0 +1,132 @@
+"""Our ViT against transformers' own models, random weights, float32, 1e-5 on every token. No network is used."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxr_jax.export.huggingface import Geometry, config_json, read_folder, write_folder
+from cxr_jax.export.ours import features
+from cxr_jax.export.parity import compare, largest, random_images, transformers_features
+from tests.export.tiny import VARIANTS, random_backbone, tiny_model
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+PAD = Geometry("pad", 32)
+
+
+def _theirs(model, num_channels):
+    """transformers' model built from our config, with random weights of a size that matters."""
+    name = "Dinov2WithRegisters" if model["num_registers"] else "Dinov2"
+    config = config_json(model, image_size=model["image_size"], num_channels=num_channels, geometry=PAD)
+    built = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**config)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter_name, parameter in built.named_parameters():
+            values = 0.1 * torch.randn(parameter.shape, generator=generator)
+            norm = "norm" in parameter_name and parameter_name.endswith("weight")
+            parameter.copy_(values + 1 if norm else values)
+            if "lambda1" in parameter_name and model["layer_scale"] is None:
+                parameter.fill_(1.0)
+    return built
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_our_export_gives_our_features(tmp_path, name, num_channels):
+    model = tiny_model(**VARIANTS[name])
+    backbone = random_backbone(model)
+    write_folder(tmp_path, backbone, model, image_size=32, num_channels=num_channels, geometry=PAD)
+    report = compare(tmp_path, model, backbone, random_images(model, 32))
+    assert set(report) == {"cls", "patches"} | ({"registers"} if model["num_registers"] else set())
+    assert largest(report) < 1e-5, report
+
+
+@pytest.mark.parametrize("rule", ["offset", "size", "antialias"])
+@pytest.mark.parametrize("image_size", [48, 24])
+def test_baked_export_gives_our_features_at_another_size(tmp_path, rule, image_size):
+    model = tiny_model(pos_resize=rule)
+    backbone = random_backbone(model)
+    write_folder(tmp_path, backbone, model, image_size=image_size, num_channels=3, geometry=PAD)
+    report = compare(tmp_path, model, backbone, random_images(model, image_size))
+    assert largest(report) < 1e-5, report
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_their_weights_give_their_features_here(tmp_path, name, num_channels):
+    model = tiny_model(**VARIANTS[name])
+    theirs = _theirs(model, num_channels)
+    theirs.save_pretrained(tmp_path)
+    _write_preprocessor(tmp_path, num_channels)
+    backbone, kwargs = read_folder(tmp_path)
+    assert kwargs == model
+    images = random_images(model, 32)
+    pixels = torch.from_numpy(images)[:, None].expand(-1, num_channels, -1, -1)
+    with torch.no_grad():
+        tokens = theirs(pixels).last_hidden_state.numpy()
+    ours = features(kwargs, backbone, jnp.asarray(images))
+    together = np.concatenate([ours.cls[-1][:, None], ours.registers[-1], ours.patches[-1]], axis=1)
+    np.testing.assert_allclose(together, tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("registers", "rule", "image_size"),
+    [
+        (4, "antialias", 48),
+        (4, "antialias", 24),
+        (4, "antialias", 72),
+        (0, "size", 48),
+        (0, "size", 24),
+        (0, "size", 72),
+    ],
+)
+def test_interpolated_positions_agree_by_the_matching_rule(tmp_path, registers, rule, image_size):
+    """Both sides keep the trained grid and resize it themselves."""
+    model = tiny_model(num_registers=registers, pos_resize=rule)
+    backbone = random_backbone(model)
+    write_folder(tmp_path, backbone, model, image_size=32, num_channels=3, geometry=PAD)
+    report = compare(tmp_path, model, backbone, random_images(model, image_size))
+    assert largest(report) < 1e-5, report
+
+
+def test_interpolated_positions_differ_by_another_rule(tmp_path):
+    """The check above can fail: our published rule is not transformers'."""
+    model = tiny_model(pos_resize="offset")
+    backbone = random_backbone(model)
+    write_folder(tmp_path, backbone, model, image_size=32, num_channels=3, geometry=PAD)
+    assert largest(compare(tmp_path, model, backbone, random_images(model, 48))) > 1e-3
+
+
+def test_every_block_agrees_through_the_final_norm(tmp_path):
+    model = tiny_model()
+    backbone = random_backbone(model)
+    write_folder(tmp_path, backbone, model, image_size=32, num_channels=3, geometry=PAD)
+    images = random_images(model, 32)
+    theirs = transformers.AutoModel.from_pretrained(tmp_path, local_files_only=True).eval()
+    pixels = torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        hidden = theirs(pixels, output_hidden_states=True).hidden_states
+        normed = [theirs.layernorm(h).numpy() for h in hidden[-3:]]
+    ours = features(model, backbone, jnp.asarray(images), blocks=3)
+    for block, tokens in enumerate(normed):
+        np.testing.assert_allclose(ours.cls[block], tokens[:, 0], atol=1e-5)
+        np.testing.assert_allclose(ours.patches[block], tokens[:, 5:], atol=1e-5)
+
+
+def test_a_tensor_that_transformers_does_not_know_is_an_error(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model = tiny_model()
+    write_folder(tmp_path, random_backbone(model), model, image_size=32, num_channels=3, geometry=PAD)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["layernorm.bias"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"layernorm\.bias"):
+        transformers_features(tmp_path, random_images(model, 32))
+
+
+def _write_preprocessor(folder, num_channels):
+    transformers.BitImageProcessor(image_mean=[0.5] * num_channels, image_std=[0.25] * num_channels).save_pretrained(
+        folder
+    )
