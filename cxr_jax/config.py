@@ -1,0 +1,163 @@
+"""The door: flags in, one resolved config out, and what a run leaves behind about itself.
+
+In: a config file named by `--config=file.py[:argument]` and `--config.key=value` overrides. Out: a locked ConfigDict for
+the entry file, named arguments for everything else, `run.json`.
+
+Exit codes: 0 done, 2 bad configuration or flags, 3 bad data, 4 saved and stopped on preemption, 1 anything else.
+"""
+
+import difflib
+import inspect
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from cxr_jax.data.records import DataError
+
+EXIT_CONFIG, EXIT_DATA = 2, 3
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+class ConfigError(Exception):
+    """A configuration that cannot run. The message is one line; entry points exit with 2."""
+
+
+def define_flags() -> None:
+    """`--config` and `--workdir`, for the entries that have them."""
+    config_flags.DEFINE_config_file("config", None, "Config file, for example configs/smoke.py.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Run directory; made if absent, continued if it holds checkpoints.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parse flags; anything wrong with them or with the config file is one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise ConfigError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+        return rest
+    except flags.Error as error:
+        _fail(_explain_flag(str(error)), EXIT_CONFIG)
+    except FileNotFoundError as error:
+        _fail(f"--config: no such file {error.filename!r}; legal are the files in configs/", EXIT_CONFIG)
+    except (ConfigError, AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError) as error:
+        _fail(f"--config: {error}", EXIT_CONFIG)
+
+
+def _explain_flag(message: str) -> str:
+    return message.replace("FATAL Flags parsing error: ", "").strip()
+
+
+def run_entry(main: Callable[[], None]) -> None:
+    """Parse flags, run `main()`, and turn our errors into one line on stderr and their exit code."""
+
+    def guarded(_):
+        try:
+            main()
+        except ConfigError as error:
+            _fail(error, EXIT_CONFIG)
+        except DataError as error:
+            _fail(error, EXIT_DATA)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def call(function: Callable, prefix: str, kwargs: dict[str, Any], **more) -> Any:
+    """Call `function` with a config section as named arguments.
+
+    A key that the function does not take, one that it misses, or a value that it refuses (ValueError) becomes a
+    ConfigError that names the key and the legal ones.
+    """
+    legal = [name for name in inspect.signature(function).parameters if name not in more]
+    for key in kwargs:
+        if key not in legal:
+            near = difflib.get_close_matches(key, legal, n=1)
+            hint = f"; did you mean {prefix}.{near[0]}?" if near else ""
+            raise ConfigError(f"config.{prefix}.{key} is not a key of {prefix}; legal are {', '.join(legal)}{hint}")
+    try:
+        return function(**kwargs, **more)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.{prefix}: {error}") from error
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with `message` unless `condition`."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
+    """`{"a.b": value}` of a nested config."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, (ConfigDict, dict)):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list]:
+    """`{"a.b": [old, new]}` for every key whose value differs; absent values are None."""
+    keys = sorted(old.keys() | new.keys())
+    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+
+
+def file_defaults() -> dict[str, Any]:
+    """The config as its file gives it, before overrides on the command line."""
+    flag = flags.FLAGS["config"]
+    return flatten(flag.default_values_from_file) if hasattr(flag, "default_values_from_file") else {}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and threads: what bit-exact repetition depends on."""
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    device = jax.devices()[0]
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "devices": {"kind": device.device_kind, "count": jax.device_count(), "processes": jax.process_count()},
+        "cpu_threads": _visible_cores(),
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def _visible_cores() -> int:
+    import os
+
+    return int(os.environ.get("NPROC") or len(os.sched_getaffinity(0)))
+
+
+def write_run_json(workdir: Path, config: ConfigDict, overrides: dict, extra: dict[str, Any]) -> None:
+    """`run.json`: the resolved config, its difference from the file, the command, versions and devices."""
+    content = {
+        "command": " ".join(sys.orig_argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "overrides": overrides,
+        "config": config.to_dict(),
+        "environment": environment(),
+        **extra,
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "run.json"
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    temporary.replace(path)

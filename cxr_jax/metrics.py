@@ -1,0 +1,113 @@
+"""What a run tells: metrics.jsonl, TensorBoard, a progress bar, and pictures of the first batch.
+
+In: scalars by name at log steps. Out: one JSON object a line with at least `step`, `loss`, every loss term,
+`learning_rate`, `grad_norm`, `images_per_sec` and `data_wait_frac`.
+
+A resumed run cuts metrics.jsonl back to the restored step first, so every step stands there once, in order.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Metrics:
+    """Writes the metrics of one run; `start_step` is the step that training continues from."""
+
+    def __init__(self, workdir: Path, *, start_step: int, total_steps: int, tensorboard: bool = True):
+        self._path = workdir / "metrics.jsonl"
+        cut_back(self._path, start_step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step) if tensorboard else None
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, initial=start_step, disable=not self._terminal, unit="step")
+        self._total_steps, self._lines_every = total_steps, max(1, total_steps // 20)
+        self._next_line = start_step
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Log the values of `step`. Values that are not finite are written as null and named in `nonfinite`."""
+        bad = sorted(name for name, value in values.items() if not math.isfinite(value))
+        row = {"step": step} | {name: None if name in bad else value for name, value in values.items()}
+        row |= {"nonfinite": bad} if bad else {}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        text = f"loss {values['loss']:.4f}  {values['images_per_sec']:.1f} images/s"
+        self._bar.set_postfix_str(text, refresh=False)
+        if not self._terminal and step >= self._next_line:
+            print(f"step {step}/{self._total_steps}  {text}", flush=True)
+            self._next_line = step + self._lines_every
+
+    def advance(self) -> None:
+        """One step done."""
+        self._bar.update()
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._bar.close()
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop rows of `step` and later, and a torn last line, by an atomic replacement."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] < step:
+            kept.append(line)
+    temporary = path.with_suffix(".jsonl.tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    temporary.replace(path)
+
+
+class Clock:
+    """Images per second and the share of time spent waiting for data, since the last reading."""
+
+    def __init__(self):
+        self._since, self._waited, self._images = time.perf_counter(), 0.0, 0
+
+    def waited(self, seconds: float, images: int) -> None:
+        """Note that `seconds` passed until a batch of `images` came."""
+        self._waited += seconds
+        self._images += images
+
+    def read(self) -> dict[str, float]:
+        """The two figures; starts anew."""
+        now = time.perf_counter()
+        elapsed = max(now - self._since, 1e-9)
+        figures = {"images_per_sec": self._images / elapsed, "data_wait_frac": min(self._waited / elapsed, 1.0)}
+        self._since, self._waited, self._images = now, 0.0, 0
+        return figures
+
+
+def write_contact_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], gap: int = 2) -> None:
+    """Rows of grey images `[h, w]` in 0..1 as one PNG, top-aligned on mid-grey."""
+    height = sum(max(image.shape[0] for image in row) + gap for row in rows)
+    width = max(sum(image.shape[1] + gap for image in row) for row in rows)
+    sheet = np.full((height, width), 0.5, np.float32)
+    y = 0
+    for row in rows:
+        x = 0
+        for image in row:
+            sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+            x += image.shape[1] + gap
+        y += max(image.shape[0] for image in row) + gap
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((np.clip(sheet, 0, 1) * 255).astype(np.uint8)).save(path)
