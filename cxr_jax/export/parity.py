@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from cxr_jax.export.ours import features
 
@@ -18,11 +19,10 @@ TOLERANCE = 1e-4
 
 def unavailable() -> str | None:
     """None when torch and transformers are installed, else the sentence for the report."""
-    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-    if not missing:
-        return None
-    are = "is" if len(missing) == 1 else "are"
-    return f"not checked ({' and '.join(missing)} {are} not installed; pip install -r requirements-test.txt)"
+    for name in ("torch", "transformers"):
+        if find_spec(name) is None:
+            return f"not checked ({name} is not installed; pip install -r requirements-test.txt)"
+    return None
 
 
 def random_images(model: dict, image_size: int, count: int = 2) -> np.ndarray:
@@ -49,6 +49,15 @@ def transformers_features(folder: Path, images: np.ndarray) -> dict[str, np.ndar
         tokens = model.eval()(pixels).last_hidden_state.numpy()
     first = 1 + getattr(model.config, "num_register_tokens", 0)
     return {"cls": tokens[:, 0], "registers": tokens[:, 1:first], "patches": tokens[:, first:]}
+
+
+def transformers_pixels(folder: Path, picture: UInt8[np.ndarray, "H W"]) -> np.ndarray:
+    """What transformers' own preprocessor makes of a grey picture: `[1, C, S, S]`."""
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    return np.asarray(processor(Image.fromarray(picture), return_tensors="np")["pixel_values"], np.float32)
 
 
 def compare(folder: Path, model: dict, backbone: dict, images: np.ndarray, theirs_in=None) -> dict:
