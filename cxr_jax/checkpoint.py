@@ -10,7 +10,6 @@ Saving is asynchronous and commits by rename: a half-written step is never picke
 abstract state, whatever the topology that wrote it.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ from cxr_jax.state import TrainState
 
 ITEMS = ("params", "targets", "opt_state", "meta")
 FOLDER = "checkpoints"
-# Orbax reports each save and restore in a dozen lines; ours are the lines that a reader of the log needs.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:
@@ -62,7 +59,9 @@ class Checkpoints:
         """
         step = self.latest_step()
         for item in ("params", "targets"):
-            check_same_tree(_item_shapes(self._folder / str(step) / item), getattr(abstract, item), f"{item} of step {step}")
+            check_same_tree(
+                _item_shapes(self._folder / str(step) / item), getattr(abstract, item), f"{item} of step {step}"
+            )
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(

@@ -9,27 +9,32 @@ Exit codes: 0 done, 2 bad configuration or flags, 3 bad data, 4 saved and stoppe
 import difflib
 import inspect
 import json
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from cxr_jax.data.records import DataError
 
-EXIT_CONFIG, EXIT_DATA = 2, 3
+EXIT_ERROR, EXIT_CONFIG, EXIT_DATA = 1, 2, 3
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
 class ConfigError(Exception):
     """A configuration that cannot run. The message is one line; entry points exit with 2."""
+
+
+class RunError(Exception):
+    """A run that had to stop for a reason it can name. The message is one line; entry points exit with 1."""
 
 
 def define_flags() -> None:
@@ -67,30 +72,48 @@ def run_entry(main: Callable[[], None]) -> None:
     """Parse flags, run `main()`, and turn our errors into one line on stderr and their exit code."""
 
     def guarded(_):
+        # At INFO, JAX lists accelerators it looked for in vain and Orbax tells a save in forty lines.
+        logging.set_verbosity(logging.WARNING)
         try:
             main()
         except ConfigError as error:
             _fail(error, EXIT_CONFIG)
         except DataError as error:
             _fail(error, EXIT_DATA)
+        except RunError as error:
+            _fail(error, EXIT_ERROR)
 
     app.run(guarded, flags_parser=_parse)
 
 
-def call(function: Callable, prefix: str, kwargs: dict[str, Any], **more) -> Any:
-    """Call `function` with a config section as named arguments.
+def _parameters(function: Callable):
+    # A Flax module's own signature hides its constructor's.
+    constructor = function.__init__ if inspect.isclass(function) else function
+    return inspect.signature(constructor).parameters.values()
 
-    A key that the function does not take, one that it misses, or a value that it refuses (ValueError) becomes a
-    ConfigError that names the key and the legal ones.
-    """
-    legal = [name for name in inspect.signature(function).parameters if name not in more]
+
+def check_keys(prefix: str, kwargs: dict[str, Any], *functions: Callable, given: Collection[str] = ()) -> None:
+    """Raise ConfigError for a key of a config section that none of `functions` takes by name, or that is `given`."""
+    legal = sorted(
+        parameter.name
+        for function in functions
+        for parameter in _parameters(function)
+        if parameter.kind is not parameter.VAR_KEYWORD and parameter.name not in (*given, "self")
+    )
     for key in kwargs:
         if key not in legal:
             near = difflib.get_close_matches(key, legal, n=1)
             hint = f"; did you mean {prefix}.{near[0]}?" if near else ""
             raise ConfigError(f"config.{prefix}.{key} is not a key of {prefix}; legal are {', '.join(legal)}{hint}")
+
+
+def call(function: Callable, prefix: str, kwargs: dict[str, Any], **given) -> Any:
+    """`function(**kwargs, **given)`, `kwargs` being a config section.
+
+    A value or combination that the function refuses (ValueError, TypeError) becomes a ConfigError naming the section.
+    """
     try:
-        return function(**kwargs, **more)
+        return function(**kwargs, **given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.{prefix}: {error}") from error
 
@@ -118,10 +141,9 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list]:
     return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
 
 
-def file_defaults() -> dict[str, Any]:
-    """The config as its file gives it, before overrides on the command line."""
-    flag = flags.FLAGS["config"]
-    return flatten(flag.default_values_from_file) if hasattr(flag, "default_values_from_file") else {}
+def overrides() -> dict[str, Any]:
+    """What the command line changed: `{"a.b": value}`."""
+    return dict(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
 def environment() -> dict[str, Any]:
@@ -135,23 +157,17 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
         "devices": {"kind": device.device_kind, "count": jax.device_count(), "processes": jax.process_count()},
-        "cpu_threads": _visible_cores(),
+        "cpu_threads": int(os.environ.get("NPROC") or len(os.sched_getaffinity(0))),
         "commit": commit.stdout.strip() or "unknown",
     }
 
 
-def _visible_cores() -> int:
-    import os
-
-    return int(os.environ.get("NPROC") or len(os.sched_getaffinity(0)))
-
-
-def write_run_json(workdir: Path, config: ConfigDict, overrides: dict, extra: dict[str, Any]) -> None:
+def write_run_json(workdir: Path, config: ConfigDict, extra: dict[str, Any]) -> None:
     """`run.json`: the resolved config, its difference from the file, the command, versions and devices."""
     content = {
         "command": " ".join(sys.orig_argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "overrides": overrides,
+        "overrides": overrides(),
         "config": config.to_dict(),
         "environment": environment(),
         **extra,

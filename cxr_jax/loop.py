@@ -14,13 +14,14 @@ import jax
 import numpy as np
 
 from cxr_jax.checkpoint import Checkpoints
+from cxr_jax.config import RunError
 from cxr_jax.metrics import Clock, Metrics
 from cxr_jax.state import TrainState
 
 NONFINITE_LIMIT = 3
 
 
-class NumericError(Exception):
+class NumericError(RunError):
     """Training stopped because loss or gradients were not finite several steps in a row."""
 
 

@@ -20,6 +20,11 @@ def normalise(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return (x - MEAN) / STD
 
 
+def denormalise(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The inverse of `normalise`, for viewing."""
+    return x * STD + MEAN
+
+
 def _cubic(x: Array) -> Array:
     """Keys' cubic kernel with a = -0.5, as Pillow and antialiased torchvision use it."""
     x = jnp.abs(x)

@@ -19,7 +19,7 @@ ASPECT = (0.3, 1 / 0.3)
 
 
 def mask_counts(num_crops: int, num_patches: int, mask_ratio: tuple[float, float]) -> np.ndarray:
-    """Hidden patches of each of a group's `num_crops` crops, half of them 0, in a fixed order that is permuted later."""
+    """Hidden patches of each of a group's `num_crops` crops, half of them 0, in an order that is permuted later."""
     masked = num_crops // 2
     low, high = mask_ratio
     middles = low + (high - low) * (np.arange(masked) + 0.5) / max(masked, 1)

@@ -42,6 +42,15 @@ class Objective(Protocol):
         """Targets after the optimiser's step, from the new `params` and this step's carry."""
 
     def features(
-        self, params: Params, targets: Params, images: Float[Array, "b S S"], *, network: str = "teacher", blocks: int = 1
+        self,
+        params: Params,
+        targets: Params,
+        images: Float[Array, "b S S"],
+        *,
+        network: str = "teacher",
+        blocks: int = 1,
     ) -> Features:
         """Deterministic features of normalised images from the last `blocks` blocks of `teacher` or `student`."""
+
+    def pictures(self, batch: Batch, key: Array) -> list[list[Array]]:
+        """Rows of grey images in 0..1 that show what a step with this batch and `key` trains on."""

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cxr_jax.data.augment import CropRecipe, random_crops
+from cxr_jax.data.geometry import denormalise
 from cxr_jax.data.masking import block_masks
 from cxr_jax.models.layers import IN_PLACE, Layout
 from cxr_jax.models.projection_head import ProjectionHead
@@ -98,7 +99,13 @@ class SelfDistillation:
         return updated
 
     def features(
-        self, params: Params, targets: Params, images: Float[Array, "b S S"], *, network: str = "teacher", blocks: int = 1
+        self,
+        params: Params,
+        targets: Params,
+        images: Float[Array, "b S S"],
+        *,
+        network: str = "teacher",
+        blocks: int = 1,
     ) -> Features:
         """Features of `teacher` (the one to use) or `student`."""
         if network not in ("teacher", "student"):
@@ -127,6 +134,23 @@ class SelfDistillation:
         )
         mask = layout.rows(mask.reshape(2 * images, -1))
         return image_major(crops[:2]), image_major(crops[2:]), mask, layout.rows(positions), layout.rows(weights)
+
+    def pictures(self, batch: Batch, key: Array, images: int = 4) -> list[list[Array]]:
+        """For the first images: global crops, the same with hidden patches blacked out, local crops; each in 0..1.
+
+        `key` is that of the step, so these are the crops and masks that the step trains on.
+        """
+        key_views, _ = jax.random.split(key)
+        global_crops, local_crops, mask, _, _ = self.views(batch, key_views)
+        side = self.model["patch_size"]
+        grid = global_crops.shape[1] // side
+        hidden = mask.reshape(-1, grid, grid).repeat(side, 1).repeat(side, 2)
+        shown = denormalise(global_crops)
+        masked = jnp.where(hidden, 0, shown)
+        local = denormalise(local_crops).reshape(batch["image"].shape[0], -1, *local_crops.shape[1:])
+        return [
+            [*shown[2 * i : 2 * i + 2], *masked[2 * i : 2 * i + 2], *local[i]] for i in range(min(images, len(local)))
+        ]
 
     def _assign(self, name: str, logits: Array, targets: Params, step: Array) -> Array:
         temperature = self.teacher_temperature(step).astype(logits.dtype)
