@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 RIBS = 11
-CLAVICLE_BONE, SPINE_BONE, RIB_BONE = 0.8, 2.2, 1.0  # cm of bone along the beam
+CLAVICLE_BONE, SPINE_BONE, RIB_BONE = 1.0, 1.1, 1.9  # cm of bone along the beam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Thorax:
     """Maps [h, w]: `x`, `y` in cm; `body`, `lung`, `heart`, `bone` path lengths in cm; `density` of lung
     relative to water; `vessels` path length of blood in the lung; `field`: where lung is seen clear of heart,
     mediastinum and diaphragm. `lateral` is the chest wall's half width and `dome` the diaphragm's y, both per
-    pixel."""
+    pixel. `half_width` and `height` of the lungs in cm give the chest wall at any y (`chest_wall`)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -65,6 +65,8 @@ class Thorax:
     field: np.ndarray
     lateral: np.ndarray
     dome: np.ndarray
+    half_width: float
+    height: float
 
 
 def draw_patient(rng: np.random.Generator) -> Patient:
@@ -97,7 +99,7 @@ def draw_exam(rng: np.random.Generator) -> Exam:
         rotation_rad=rng.normal(0, 0.015 if pa else 0.035),
         shift_x=rng.normal(0, 0.5 if pa else 1.0),
         shift_y=rng.normal(0, 0.7 if pa else 1.3),
-        field_width=rng.uniform(34, 38),
+        field_width=rng.uniform(31, 36.5),
         heart_magnification=1.0 if pa else rng.uniform(1.08, 1.18),
         scapula_x=rng.uniform(13.5, 15.5) if pa else rng.uniform(10.5, 12.5),
         stomach_gas=bool(rng.random() < 0.6),
@@ -108,7 +110,7 @@ def grid(height: int, width: int, exam: Exam) -> tuple[np.ndarray, np.ndarray, f
     """Centimetre coordinates x, y [h, w] of the pixels, and the size of a pixel in cm."""
     pixel = exam.field_width / width
     x = (np.arange(width, dtype=np.float32) - width / 2 + 0.5) * pixel - exam.shift_x
-    y = (np.arange(height, dtype=np.float32) + 0.5) * pixel - 5.5 - exam.shift_y
+    y = (np.arange(height, dtype=np.float32) + 0.5) * pixel - 4.3 - exam.shift_y
     x, y = np.meshgrid(x, y)
     cos, sin = np.float32(np.cos(exam.rotation_rad)), np.float32(np.sin(exam.rotation_rad))
     middle = np.float32(12.0)
@@ -119,7 +121,7 @@ def build_thorax(patient: Patient, exam: Exam, x: np.ndarray, y: np.ndarray, hea
     """All organs of a healthy patient but for the heart, whose width is scaled by `heart_scale`."""
     height = patient.lung_height * exam.inspiration
     side, far = np.sign(x), np.abs(x)
-    lateral = patient.chest_half_width * _rib_cage(y / height)
+    lateral = chest_wall(y, patient.chest_half_width, height)
     dome = _diaphragm(far, side, patient.chest_half_width, height)
     heart = _heart(patient, exam, x, y, height, heart_scale)
     middle = _mediastinum(x, y / height, patient)
@@ -128,8 +130,9 @@ def build_thorax(patient: Patient, exam: Exam, x: np.ndarray, y: np.ndarray, hea
     # Behind the dome the lung reaches further down: seen through the liver, faintly.
     below = y - dome
     lung *= np.where(below > 0, 0.22 * np.exp(-np.maximum(below, 0) / 2.2), 1.0)
-    clear = _soft_step(far - middle, 0.12)
-    in_front = np.clip(1 - heart / 11.0, 0.2, 1)
+    # The mediastinum's border is sharp, but lung lies before and behind it and thickens only gradually.
+    clear = 0.5 * _soft_step(far - middle, 0.15) + 0.5 * np.clip((far - middle + 0.3) / 3.5, 0, 1)
+    in_front = np.clip(1 - heart / 9.5, 0.16, 1)
     field = (far < lateral) & (below < 0) & (far > middle) & (heart < 0.3) & (lung > 0.6)
     return Thorax(
         x=x,
@@ -143,6 +146,8 @@ def build_thorax(patient: Patient, exam: Exam, x: np.ndarray, y: np.ndarray, hea
         field=field,
         lateral=lateral,
         dome=dome,
+        half_width=patient.chest_half_width,
+        height=height,
     )
 
 
@@ -159,8 +164,9 @@ def _bump(t: np.ndarray, centre: float, width: float) -> np.ndarray:
     return np.exp(-(((t - centre) / width) ** 2))
 
 
-def _rib_cage(t: np.ndarray) -> np.ndarray:
-    return np.sin(np.pi / 2 * np.clip((t + 0.03) / 0.78, 0, 1)) ** 0.55
+def chest_wall(y: np.ndarray, half_width: float, height: float) -> np.ndarray:
+    """The chest's inner half width at y, in cm: a rounded vault."""
+    return half_width * np.sin(np.pi / 2 * np.clip((y / height + 0.05) / 0.85, 0, 1)) ** 0.45
 
 
 def _diaphragm(far: np.ndarray, side: np.ndarray, half_width: float, height: float) -> np.ndarray:
@@ -173,19 +179,19 @@ def _heart(patient: Patient, exam: Exam, x: np.ndarray, y: np.ndarray, height: f
     size = patient.heart_scale * exam.heart_magnification * patient.chest_half_width / 13.3
     # A shallow breath lifts the diaphragm and lays the heart across.
     tilt = patient.heart_tilt_rad * exam.inspiration**2
-    dx, dy = x - 1.7 * scale, y - (height - 4.3 * size)
+    dx, dy = x - 2.0 * scale, y - (height - 3.1 * size)
     cos, sin = np.cos(tilt), np.sin(tilt)
     along, across = cos * dx + sin * dy, -sin * dx + cos * dy
-    left_ventricle = ellipse(along, across, 7.3 * size * scale, 4.9 * size * scale**0.5)
-    right_atrium = ellipse(dx + 2.6 * scale, dy + 0.3, 3.2 * size * scale, 4.6 * size)
-    return 9.0 * size * np.maximum(left_ventricle, 0.75 * right_atrium)
+    left_ventricle = ellipse(along, across, 7.6 * size * scale, 5.2 * size * scale**0.5)
+    right_atrium = ellipse(dx + 2.8 * scale, dy + 1.2, 3.3 * size * scale, 5.2 * size)
+    return 9.0 * size * np.maximum(left_ventricle, 0.75 * right_atrium) ** 1.25
 
 
 def _mediastinum(x: np.ndarray, t: np.ndarray, patient: Patient) -> np.ndarray:
     """Half width of the mediastinum: to the left aortic knob and pulmonary trunk, to the right the vena cava."""
     age = np.clip((patient.age_years - 40) / 40, 0, 1)
-    left = 2.1 + (0.9 + 0.7 * age) * _bump(t, 0.25, 0.075) + 0.9 * _bump(t, 0.42, 0.09) + 0.9 * t**2
-    right = 2.3 + 0.4 * _bump(t, 0.3, 0.2) + 0.9 * np.clip(t, 0, 1) ** 2
+    left = 2.1 + (0.9 + 0.7 * age) * _bump(t, 0.25, 0.075) + 1.1 * _bump(t, 0.43, 0.12) + 1.2 * t**2
+    right = 2.3 + 0.5 * _bump(t, 0.45, 0.12) + 1.0 * np.clip(t, 0, 1) ** 2
     return np.where(x > 0, left, right) + 0.9 * np.clip(0.12 - t, 0, 1) * 6
 
 
@@ -209,7 +215,7 @@ def _body(patient: Patient, exam: Exam, x: np.ndarray, y: np.ndarray, height: fl
     fork = 0.27 * height
     bronchus = np.abs(far - 0.85 * np.maximum(y - fork, 0)) / 0.75
     trachea = np.where(y < fork, far / 0.95, np.where(y < fork + 3.5, bronchus, 9))
-    return np.maximum(body - 1.9 * np.sqrt(np.clip(1 - trachea**2, 0, 1)), 0)
+    return np.maximum(body - 2.6 * np.sqrt(np.clip(1 - trachea**2, 0, 1)), 0)
 
 
 def _spine(patient: Patient, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -249,10 +255,12 @@ def _ribs(patient: Patient, far: np.ndarray, y: np.ndarray, lateral: np.ndarray,
         outer = np.sqrt(np.clip(1 - across**2, 0, 1))
         inner = np.sqrt(np.clip(1 - (across / 0.78) ** 2, 0, 1))
         rib = (outer - 0.62 * inner) * tangent
+        # No two ribs are equally dense, and ribs below the diaphragm hardly show.
+        varied = (0.85 + 0.25 * np.cos(2.4 * number + patient.rib_tilt * 7)) * np.where(number > 8, 0.6, 1)
         legal = (number >= 0) & (number < (RIBS if back else 7)) & (far < lateral * 1.02)
         # Cartilage in front of the bone's end does not show; behind, ribs begin at the spine.
         begin = _soft_step(far - (1.7 if back else 4.5 + 0.55 * number), 0.25 if back else 0.5)
-        bone += (RIB_BONE if back else 0.62) * rib * legal * begin
+        bone += (RIB_BONE if back else 0.5 * RIB_BONE) * rib * varied * legal * begin
     return bone
 
 
@@ -273,4 +281,4 @@ def _shoulders(patient: Patient, exam: Exam, far: np.ndarray, y: np.ndarray) -> 
     head = ellipse(far - 17.6, y - 2.6, 2.3, 2.4)
     shaft = ellipse(far - 18.6 - 0.12 * (y - 4), 0 * y, 1.25, 1.0) * (y > 3)
     arm = np.maximum(head, 0.75 * shaft)
-    return CLAVICLE_BONE * 2.0 * clavicle + 0.28 * blade + 0.45 * rim + 1.5 * arm
+    return CLAVICLE_BONE * 2.2 * clavicle + 0.5 * blade + 0.55 * rim + 2.2 * arm

@@ -40,32 +40,32 @@ def add_vessels(thorax: Thorax, rng: np.random.Generator, pixel: float, height: 
         ends = np.stack([to_column(x, y), to_row(x, y), to_column(x1, y1), to_row(x1, y1)], 1) * _SUPERSAMPLE
         for end, r in zip(ends[order].tolist(), radius[order].tolist(), strict=True):
             thickness = 2 * r * _SUPERSAMPLE / pixel
-            draw.line(end, fill=1.5 * r * min(1.0, thickness), width=max(1, round(thickness)))
+            draw.line(end, fill=8.0 * r * min(1.0, thickness), width=max(1, round(thickness)))
     vessels = np.asarray(canvas.reduce(_SUPERSAMPLE))
     thorax.vessels += vessels * np.clip(thorax.lung / 6, 0, 1)
     for side in (-1, 1):
         distance = ((thorax.x - side * 3.7) / 1.5) ** 2 + ((thorax.y - 0.44 * height) / 2.4) ** 2
-        thorax.vessels += 1.1 * np.exp(-distance)
+        thorax.vessels += 1.6 * np.exp(-distance)
 
 
 def expose(thorax: Thorax, rng: np.random.Generator, bedside: bool) -> np.ndarray:
     """The displayed film, float32 [h, w] in 0..1, of the thorax under a random exposure and processing."""
     h, w = thorax.x.shape
-    texture = 1 + 0.10 * smooth_noise(rng, (h, w), h // 3) + 0.06 * smooth_noise(rng, (h, w), 24)
+    texture = 1 + 0.05 * smooth_noise(rng, (h, w), h // 3) + 0.06 * smooth_noise(rng, (h, w), 24)
     air = np.minimum(thorax.lung, thorax.body) * (1 - thorax.density * texture)
-    water = np.maximum(thorax.body - air, 0) + thorax.vessels + 0.12 * thorax.heart
+    water = np.maximum(thorax.body - air, 0) + thorax.vessels + 0.25 * thorax.heart
     water *= 1 + 0.012 * smooth_noise(rng, (h, w), 12)
     direct = np.exp(-(MU_WATER * water + MU_BONE * thorax.bone))
     scatter = rng.uniform(0.10, 0.22) if bedside else rng.uniform(0.03, 0.10)
     signal = direct + scatter * _blurred(direct, 9)
-    photons = rng.uniform(1500, 5000) if bedside else rng.uniform(4000, 20000)
+    photons = rng.uniform(4000, 12000) if bedside else rng.uniform(10000, 50000)
     grain = rng.standard_normal((h, w), dtype=np.float32) * np.sqrt(signal / photons)
     density = -np.log(np.maximum(signal + grain, 2e-3))
     low, high = np.percentile(density[thorax.body > 2][::7], (1, 99))
     # Processing evens out large differences of brightness and keeps local contrast.
-    density = density + rng.uniform(0.0, 0.35) * (density - _blurred(density, 20))
-    centre = low + (high - low) * rng.uniform(0.38, 0.52)
-    slope = rng.uniform(3.2, 5.2) / (high - low)
+    density = density + rng.uniform(0.1, 0.6) * (density - _blurred(density, 20))
+    centre = low + (high - low) * rng.uniform(0.40, 0.56)
+    slope = rng.uniform(2.9, 4.4) / (high - low)
     return 1 / (1 + np.exp(-slope * (density - centre)))
 
 

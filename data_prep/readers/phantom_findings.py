@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from data_prep.readers.phantom_anatomy import Thorax, ellipse
+from data_prep.readers.phantom_anatomy import Thorax, chest_wall, ellipse
 
 FINDINGS = ("Cardiomegaly", "Effusion", "Nodule", "Consolidation", "Pneumothorax")
 _PROBS = (0.22, 0.20, 0.18, 0.20, 0.13)
@@ -82,7 +82,7 @@ def _nodule(thorax: Thorax, rng: np.random.Generator) -> np.ndarray:
     x, y = _place(thorax, rng, 1.0)
     radius = rng.uniform(0.55, 1.6)
     ball = ellipse(thorax.x - x, thorax.y - y, radius, radius * rng.uniform(0.85, 1.15))
-    thorax.vessels += 2 * radius * ball * rng.uniform(1.1, 1.7)
+    thorax.vessels += 2 * radius * ball * rng.uniform(1.3, 2.2)
     return ball > 0
 
 
@@ -109,11 +109,11 @@ def _pneumothorax(thorax: Thorax, rng: np.random.Generator) -> np.ndarray:
     here = np.sign(thorax.x) == side
     far = np.abs(thorax.x)
     gap = rng.uniform(1.2, 4.5)
-    apex_gap = gap * rng.uniform(1.0, 1.8)
-    edge = thorax.lateral - gap * np.clip(1.1 - thorax.y / 26, 0.2, 1)
-    depth = np.minimum(edge - far, thorax.y - apex_gap)
+    # The collapsed lung keeps its vault, moved down and inwards.
+    vault = chest_wall(thorax.y - gap * rng.uniform(0.7, 1.3), thorax.half_width, thorax.height)
+    depth = vault - 0.8 * gap * np.clip(1.2 - thorax.y / thorax.height, 0.15, 1) - far
     where = thorax.field & here & (depth < 0)
-    thorax.density[where] = 0.02
+    thorax.density[where] = 0.06
     thorax.vessels[where] = 0
     collapsed = thorax.field & here & (depth >= 0)
     thorax.density[collapsed] *= 1.0 + 0.06 * gap
