@@ -3,10 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from cxr_jax.data.geometry import fit_images, normalise
 from cxr_jax.export.huggingface import Geometry, config_json, read_folder, write_folder
+from cxr_jax.export.model_card import example
 from cxr_jax.export.ours import features
-from cxr_jax.export.parity import compare, largest, random_images, transformers_features
+from cxr_jax.export.parity import compare, largest, random_images, transformers_features, transformers_pixels
 from tests.export.tiny import VARIANTS, random_backbone, tiny_model
 
 torch = pytest.importorskip("torch")
@@ -126,7 +129,58 @@ def test_a_tensor_that_transformers_does_not_know_is_an_error(tmp_path):
         transformers_features(tmp_path, random_images(model, 32))
 
 
+def test_imagenet_normalised_weights_fold_into_one_grey_channel(tmp_path):
+    """A published model expects ImageNet's constants; here it gets (x - 0.5) / 0.25 of the same grey picture."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    theirs = _theirs(tiny_model(), 3)
+    theirs.save_pretrained(tmp_path)
+    transformers.BitImageProcessor(image_mean=mean, image_std=std).save_pretrained(tmp_path)
+    backbone, kwargs = read_folder(tmp_path)
+    grey = np.random.default_rng(0).uniform(0, 1, (2, 32, 32)).astype(np.float32)
+    pixels = np.stack([(grey - m) / s for m, s in zip(mean, std, strict=True)], axis=1).astype(np.float32)
+    with torch.no_grad():
+        tokens = theirs(torch.from_numpy(pixels)).last_hidden_state.numpy()
+    ours = features(kwargs, backbone, jnp.asarray((grey - 0.5) / 0.25))
+    np.testing.assert_allclose(ours.cls[-1], tokens[:, 0], atol=1e-5)
+    np.testing.assert_allclose(ours.patches[-1], tokens[:, 5:], atol=1e-5)
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("shape", [(61, 40), (40, 61), (20, 27)])
+def test_code_of_the_model_card_gives_our_features(tmp_path, monkeypatch, fit, num_channels, shape):
+    """The same PNG through the card's own code and through our geometry and model."""
+    model = tiny_model(num_registers=4 if num_channels == 3 else 0)
+    backbone, geometry = random_backbone(model), Geometry(fit, 32)
+    write_folder(tmp_path, backbone, model, image_size=32, num_channels=num_channels, geometry=geometry)
+    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "chest_xray.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example(geometry, image_size=32, num_channels=num_channels), names)
+    pixels = normalise(fit_images(jnp.asarray(picture[None]), jnp.array([shape]), 32, fit))
+    np.testing.assert_allclose(names["preprocess"](Image.fromarray(picture))[0, 0], pixels[0], atol=1e-5)
+    ours = features(model, backbone, pixels)
+    np.testing.assert_allclose(ours.cls[-1], names["cls_token"][:, 0], atol=1e-5)
+    np.testing.assert_allclose(ours.registers[-1], names["register_tokens"], atol=1e-5)
+    np.testing.assert_allclose(ours.patches[-1], names["patch_tokens"], atol=1e-5)
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_preprocessor_is_near(tmp_path, fit, num_channels):
+    """transformers' preprocessor on a smooth picture: same size and range, within a few grey levels of ours."""
+    model, geometry = tiny_model(), Geometry(fit, 32)
+    write_folder(tmp_path, random_backbone(model), model, image_size=32, num_channels=num_channels, geometry=geometry)
+    y, x = np.mgrid[:128, :96]
+    picture = (128 + 100 * np.sin(y / 40) * np.cos(x / 30)).astype(np.uint8)
+    theirs = transformers_pixels(tmp_path, picture)
+    ours = normalise(fit_images(jnp.asarray(picture[None]), jnp.array([picture.shape]), 32, fit))
+    assert theirs.shape == (1, num_channels, 32, 32)
+    grey_levels = 255 * 0.25 * np.abs(theirs - np.asarray(ours)[:, None])
+    assert np.median(grey_levels) < 2 and grey_levels.max() < 16
+
+
 def _write_preprocessor(folder, num_channels):
-    transformers.BitImageProcessor(image_mean=[0.5] * num_channels, image_std=[0.25] * num_channels).save_pretrained(
-        folder
-    )
+    constants = {"image_mean": [0.5] * num_channels, "image_std": [0.25] * num_channels}
+    transformers.BitImageProcessor(**constants).save_pretrained(folder)
