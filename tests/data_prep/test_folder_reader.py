@@ -1,0 +1,130 @@
+"""The folder reader: what it makes of labels.csv, masks and boxes, and what it refuses."""
+
+import csv
+
+import pytest
+from tiny_folder import write_folder
+
+from cxr_jax.data.records import DataError
+from data_prep import build
+from data_prep.images import ImageSettings
+from data_prep.readers import folder as folder_reader
+from data_prep.readers.table import parse_age, parse_view
+
+
+def open_folder(folder, *flags: str):
+    args = build.parse_flags(["--reader=folder", f"--input={folder}", "--output=unused", *flags])
+    return folder_reader.open_source(args, ImageSettings(canvas=args.canvas))
+
+
+def test_cxr_small_as_it_is(shared_data):
+    source = open_folder(shared_data / "cxr_small", "--boxes=nih_boxes.csv")
+    assert len(source.samples) == 1554
+    assert len({sample.patient_id for sample in source.samples}) == 1231
+    assert len(source.vocabulary) == 18 and source.vocabulary[0] == "No Finding"
+    assert "size_matched" not in source.vocabulary
+    assert sum(bool(sample.mask) for sample in source.samples) == 677
+    assert sum(len(sample.boxes) for sample in source.samples) == 35
+    splits = [sample.split for sample in source.samples]
+    with (shared_data / "cxr_small/labels.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [splits.count(split) for split in ("train", "val", "test")] == [
+        sum(row["split"] == split for row in rows) for split in ("train", "val", "test")
+    ]
+    by_file = {sample.key: sample for sample in source.samples}
+    for row in rows:
+        expected = [int(row[name]) if row[name] else -1 for name in source.vocabulary]
+        assert list(by_file[row["file"]].labels) == expected
+    masked = next(sample for sample in source.samples if sample.mask)
+    record = source.make_record(masked)
+    assert record.mask[:4] == b"\x89PNG"
+
+
+def test_boxes_shrink_with_their_image(shared_data):
+    source = open_folder(shared_data / "cxr_small", "--boxes=nih_boxes.csv", "--canvas=256")
+    sample = next(sample for sample in source.samples if sample.boxes)
+    record = source.make_record(sample)
+    assert max(record.height, record.width) == 256
+    assert record.boxes[0].x == pytest.approx(sample.boxes[0].x / 2)
+
+
+def test_images_without_a_table(tmp_path):
+    folder = write_folder(tmp_path / "in", 3)
+    (folder / "labels.csv").unlink()
+    source = open_folder(folder)
+    assert source.vocabulary == ()
+    assert [sample.patient_id for sample in source.samples] == [sample.key for sample in source.samples]
+    source = open_folder(folder, r"--patient_pattern=(\d)\.jpg")
+    assert [sample.patient_id for sample in source.samples] == ["0", "1", "2"]
+
+
+def test_files_the_table_names_must_exist(tmp_path):
+    folder = write_folder(tmp_path / "in", 5)
+    (folder / "images/0001.jpg").unlink()
+    (folder / "images/0004.jpg").unlink()
+    with pytest.raises(DataError, match=r"2 of the 5 images it names are not in the folder; the first: images/0001"):
+        open_folder(folder)
+
+
+def test_files_the_table_does_not_name_need_a_flag(tmp_path):
+    folder = write_folder(tmp_path / "in", 5, split=["val"] * 5)
+    (folder / "images/extra.jpg").write_bytes((folder / "images/0000.jpg").read_bytes())
+    source = open_folder(folder)
+    assert len(source.samples) == 5
+    assert any("does not name 1 images" in note for note in source.notes)
+    samples = open_folder(folder, "--include_unlisted").samples
+    assert len(samples) == 6
+    assert (samples[-1].key, samples[-1].labels, samples[-1].split) == ("images/extra.jpg", (-1, -1), "train")
+
+
+def test_a_patient_in_two_splits_is_named(tmp_path):
+    folder = write_folder(tmp_path / "in", 4, split=["train", "train", "val", "test"])
+    with pytest.raises(DataError, match="patient p1 is in the splits val and test"):
+        open_folder(folder)
+    assert {sample.split for sample in open_folder(folder, "--split_column=").samples} == {""}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"split": ["train", "train", "hold", "hold"]}, "line 4: split is 'hold'"),
+        ({"file": ["images/0000.jpg"] * 4}, "line 3: names images/0000.jpg again"),
+        ({"file": ["", "a", "b", "c"]}, "line 2: the column file is empty"),
+        ({"path": ["a"] * 4}, "file and path could both be the column file; choose with --file_column"),
+        ({"mask": ["m.png", "", "", ""]}, "1 masks it names are not there"),
+        ({"note": ["x"] * 4, "A": ["1"] * 4, "B": ["0"] * 4}, "name them with --label_columns"),
+    ],
+)
+def test_contradictions_are_one_line(tmp_path, columns, message):
+    folder = write_folder(tmp_path / "in", 4, **columns)
+    with pytest.raises(DataError) as caught:
+        open_folder(folder)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_label_columns(tmp_path):
+    folder = write_folder(tmp_path / "in", 4, note=["x"] * 4, checked=["1", "0", "1", "0"])
+    source = open_folder(folder)
+    assert source.vocabulary == ("Edema", "Mass")
+    assert any("not taken for labels: checked" in note for note in source.notes)
+    assert open_folder(folder, "--label_columns=checked").samples[1].labels == (0,)
+    assert open_folder(folder, "--exclude_columns=Mass,checked").vocabulary == ("Edema",)
+    with pytest.raises(DataError, match="note is 'x'; legal: 1, 0, -1 or empty"):
+        open_folder(folder, "--label_columns=note")
+    with pytest.raises(DataError, match="has no column 'none'"):
+        open_folder(folder, "--label_columns=none")
+
+
+@pytest.mark.parametrize("text", ["58", "058Y", "58.0", " 58 "])
+def test_ages_are_read_in_the_ways_they_are_written(text):
+    assert parse_age(text) == 58
+
+
+@pytest.mark.parametrize("text", ["", "-1", "414", "old", "nan"])
+def test_what_is_no_age_is_unknown(text):
+    assert parse_age(text) == -1
+
+
+def test_views_are_read_in_the_ways_they_are_written():
+    words = ("AP", "ap supine", "PA", "L", "LL", "Lateral", "", "oblique")
+    assert [parse_view(word) for word in words] == ["AP", "AP", "PA", "LATERAL", "LATERAL", "LATERAL"] + ["UNKNOWN"] * 2
