@@ -30,7 +30,7 @@ from data_prep.counts import Counter
 from data_prep.dataset_writer import DatasetWriter
 from data_prep.images import ImageSettings
 from data_prep.parallel import Made, make_all, quiet_libraries
-from data_prep.readers import READERS, Sample, Source
+from data_prep.readers import READERS, FlagError, Sample, Source
 from data_prep.splits import draw_split, stable_hash
 
 TOOL_VERSION = "1"
@@ -197,6 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     try:
         manifest = build(args)
+    except FlagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3

@@ -13,6 +13,10 @@ from cxr_jax.data.records import Record
 READERS = ("folder", "phantom")
 
 
+class FlagError(Exception):
+    """Flags that are legal one by one but not together; the command exits with 2."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One image to be made. Readers add fields by subclassing.

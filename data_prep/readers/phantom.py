@@ -15,13 +15,14 @@ from PIL import Image
 
 from cxr_jax.data.records import UNKNOWN_LABEL, Box, Record
 from data_prep.images import ImageSettings, encode_jpeg, encode_mask
-from data_prep.readers import Sample, Source
+from data_prep.readers import FlagError, Sample, Source
 from data_prep.readers.phantom_anatomy import build_thorax, draw_exam, draw_patient, grid
 from data_prep.readers.phantom_film import add_vessels, expose, finish, smooth_noise
 from data_prep.readers.phantom_findings import FINDINGS, apply_findings, draw_findings
 
 # Images are dealt to patients in blocks, so that an index alone tells its patient.
 BLOCK = 12
+MIN_PX = 64  # below this, ribs and vessels alias
 _BLOCK_STREAM, _PATIENT_STREAM, _IMAGE_STREAM = 0, 1, 2
 
 
@@ -69,13 +70,15 @@ class PhantomSamples:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this reader."""
     parser.add_argument("--num_images", type=_positive, required=True, help="how many images to draw")
-    parser.add_argument("--image_px", type=_positive, default=256, help="longest side in pixels, 64 to --canvas")
+    parser.add_argument("--image_px", type=_positive, default=256, help=f"longest side in pixels, from {MIN_PX}")
     parser.add_argument("--unknown_prob", type=_prob, default=0.0, help="share of labels to hide as unknown")
 
 
 def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
     """The phantom with the flags' number of images and seed."""
-    size = max(64, min(args.image_px, images.canvas))
+    size = args.image_px
+    if not MIN_PX <= size <= images.canvas:
+        raise FlagError(f"--image_px={size} must lie between {MIN_PX} and --canvas={images.canvas}")
     settings = {"num_images": args.num_images, "image_px": size, "unknown_prob": args.unknown_prob}
     return Source(
         name="phantom",

@@ -82,7 +82,7 @@ def _nodule(thorax: Thorax, rng: np.random.Generator) -> np.ndarray:
     x, y = _place(thorax, rng, 1.0)
     radius = rng.uniform(0.55, 1.6)
     ball = ellipse(thorax.x - x, thorax.y - y, radius, radius * rng.uniform(0.85, 1.15))
-    thorax.vessels += 2 * radius * ball * rng.uniform(1.3, 2.2)
+    thorax.vessels += 2 * radius * ball * rng.uniform(1.2, 1.9)
     return ball > 0
 
 

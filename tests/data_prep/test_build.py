@@ -205,6 +205,12 @@ def test_bad_flags_exit_2_with_one_line(flags, capsys):
     one_error_line(capsys.readouterr().err)
 
 
+def test_flags_that_do_not_fit_together_exit_2(tmp_path, capsys):
+    flags = ["--reader=phantom", "--num_images=4", f"--output={tmp_path}/out", "--canvas=128", "--image_px=256"]
+    assert build.main(flags) == 2
+    assert "--image_px=256 must lie between 64 and --canvas=128" in one_error_line(capsys.readouterr().err)
+
+
 def test_bad_data_exits_3_with_one_line(tmp_path, capsys):
     code = build.main(["--reader=folder", f"--input={tmp_path}/none", f"--output={tmp_path}/out"])
     assert code == 3
