@@ -79,6 +79,7 @@ def model_card(
         else f"Position embeddings were resized from {model['image_size']} px to {image_size} px by the model's own "
         f"rule (`{model['pos_resize']}`)."
     )
+    grey = " It takes grey pictures from transformers 5 on." if num_channels == 1 else ""
     config = json.dumps(_without_directories(meta.get("config", {})), indent=2)
     return f"""---
 library_name: transformers
@@ -117,7 +118,7 @@ Not for clinical use. The weights know only the pictures they were trained on, w
 - {positions} At any other size transformers resizes them by its own rule, which is not the one of training;
   `conversion.json` holds the difference. For another size, convert again with `--image_size`.
 - `preprocess` above is exact. `preprocessor_config.json` is the nearest that transformers has: it resizes in 8 bits.
-  {_INEXACT[geometry.fit]}
+  {_INEXACT[geometry.fit]}{grey}
 - Projection heads, decoders and classifiers have no place in this layout and are not here.
 - `conversion.json` holds the measured difference between this folder and the checkpoint.
 

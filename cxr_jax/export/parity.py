@@ -37,7 +37,9 @@ def transformers_features(folder: Path, images: np.ndarray) -> dict[str, np.ndar
     """
     import torch
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model, info = AutoModel.from_pretrained(folder, output_loading_info=True, local_files_only=True, dtype="float32")
     wrong = {key: sorted(map(str, names)) for key, names in info.items() if names and key != "error_msgs"}
     if wrong or info.get("error_msgs"):

@@ -170,6 +170,8 @@ def test_code_of_the_model_card_gives_our_features(tmp_path, monkeypatch, fit, n
 @pytest.mark.parametrize("num_channels", [1, 3])
 def test_preprocessor_is_near(tmp_path, fit, num_channels):
     """transformers' preprocessor on a smooth picture: same size and range, within a few grey levels of ours."""
+    if int(transformers.__version__.split(".")[0]) < 5 and (fit == "pad" or num_channels == 1):
+        pytest.skip("transformers 4 has neither max_height nor grey pictures in this preprocessor")
     model, geometry = tiny_model(), Geometry(fit, 32)
     write_folder(tmp_path, random_backbone(model), model, image_size=32, num_channels=num_channels, geometry=geometry)
     y, x = np.mgrid[:128, :96]
