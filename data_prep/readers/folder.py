@@ -5,7 +5,6 @@ paths. Nothing is decoded here; `make_record` reads one file and returns its rec
 """
 
 import argparse
-import csv
 import dataclasses
 import functools
 import os
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from cxr_jax.data.records import UNKNOWN_AGE, UNKNOWN_LABEL, Box, DataError, Record
 from data_prep.images import SUFFIXES, ImageSettings, store_image, store_mask
 from data_prep.readers import Sample, Source
-from data_prep.readers.table import COLUMNS, Row, Table, read_table
+from data_prep.readers.table import COLUMNS, Row, Table, read_boxes, read_table
 from data_prep.splits import check_patients, parse_split
 
 DEFAULT_LABELS = "labels.csv"
@@ -86,7 +85,7 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
     if not chosen:
         raise DataError(f"{root}: holds no images; legal endings: {', '.join(SUFFIXES)}")
     boxes_file = _table_path(root, args.boxes, None)
-    boxes = _read_boxes(boxes_file, files) if boxes_file else {}
+    boxes = read_boxes(boxes_file, files) if boxes_file else {}
     # A table with a split column says what is in each split; a file it does not name can only be trained on.
     has_split = any(row.split for row in rows.values())
     blank = Row(0, "", "", "", "train" if has_split else "", "", "UNKNOWN", "UNKNOWN", UNKNOWN_AGE, "", ())
@@ -170,6 +169,9 @@ def _image_files(root: Path) -> list[str]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         below = PurePosixPath(Path(folder).relative_to(root).as_posix())
         found += [str(below / name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    for file in found:
+        if not file.isprintable():
+            raise DataError(f"{root}: {file!a} is no printable UTF-8 name; rename the file")
     return sorted(found)
 
 
@@ -196,27 +198,6 @@ def _match(rows: tuple[Row, ...], files: list[str], labels: Path | None) -> dict
             f"the first: {missing[0]}; add them or drop their rows"
         )
     return matched
-
-
-def _read_boxes(file: Path, files: list[str]) -> dict[str, list[Box]]:
-    """Boxes by file of a table with the columns file, label or finding, x, y, w, h."""
-    known, boxes = set(files), defaultdict(list)
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read as a table of boxes ({error})") from None
-    for number, row in enumerate(rows, 2):
-        try:
-            label = row["finding"] if "finding" in row else row["label"]
-            x, y, w, h = (float(row[name]) for name in "xywh")
-            image = row["file"]
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{file} line {number}: needs file, label or finding, and the numbers x, y, w, h") from None
-        if image not in known:
-            raise DataError(f"{file} line {number}: {image} is not in the folder")
-        boxes[image].append(Box(label, x, y, w, h))
-    return boxes
 
 
 def _table_path(root: Path, given: str | None, default: str | None) -> Path | None:

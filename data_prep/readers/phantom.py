@@ -16,9 +16,10 @@ from PIL import Image
 from cxr_jax.data.records import UNKNOWN_LABEL, Box, Record
 from data_prep.images import ImageSettings, encode_jpeg, encode_mask
 from data_prep.readers import FlagError, Sample, Source
-from data_prep.readers.phantom_anatomy import build_thorax, draw_exam, draw_patient, grid
+from data_prep.readers.phantom_anatomy import build_thorax
 from data_prep.readers.phantom_film import add_vessels, expose, finish, smooth_noise
 from data_prep.readers.phantom_findings import FINDINGS, apply_findings, draw_findings
+from data_prep.readers.phantom_patient import draw_exam, draw_patient, grid
 
 # Images are dealt to patients in blocks, so that an index alone tells its patient.
 BLOCK = 12

@@ -9,42 +9,10 @@ import dataclasses
 
 import numpy as np
 
+from data_prep.readers.phantom_patient import Exam, Patient
+
 RIBS = 11
 CLAVICLE_BONE, SPINE_BONE, RIB_BONE = 1.0, 1.1, 1.9  # cm of bone along the beam
-
-
-@dataclasses.dataclass(frozen=True)
-class Patient:
-    """What stays the same in all images of a patient; lengths in cm."""
-
-    female: bool
-    age_years: float
-    chest_half_width: float
-    lung_height: float
-    half_depth: float
-    wall: float
-    heart_scale: float
-    heart_tilt_rad: float
-    rib_spacing: float
-    rib_tilt: float
-    breast: float
-    spine_curve: float
-    vessel_seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Exam:
-    """What differs between images of a patient. `inspiration` scales the lungs' height; lengths in cm."""
-
-    view: str
-    inspiration: float
-    rotation_rad: float
-    shift_x: float
-    shift_y: float
-    field_width: float
-    heart_magnification: float
-    scapula_x: float
-    stomach_gas: bool
 
 
 @dataclasses.dataclass
@@ -67,54 +35,6 @@ class Thorax:
     dome: np.ndarray
     half_width: float
     height: float
-
-
-def draw_patient(rng: np.random.Generator) -> Patient:
-    """A patient of either sex; men are larger on average, women have breast shadows."""
-    female = bool(rng.random() < 0.48)
-    size = rng.normal(0.93 if female else 1.03, 0.05)
-    return Patient(
-        female=female,
-        age_years=float(np.clip(rng.normal(54, 18), 18, 95).round()),
-        chest_half_width=13.3 * size * rng.uniform(0.96, 1.04),
-        lung_height=22.5 * size * rng.uniform(0.93, 1.06),
-        half_depth=10.0 * size * rng.uniform(0.9, 1.15),
-        wall=rng.uniform(1.4, 4.0),
-        heart_scale=rng.uniform(0.92, 1.06),
-        heart_tilt_rad=rng.uniform(0.45, 0.85),
-        rib_spacing=rng.uniform(2.25, 2.6) * size,
-        rib_tilt=rng.uniform(4.2, 6.0),
-        breast=rng.uniform(1.2, 3.4) if female else 0.0,
-        spine_curve=rng.normal(0, 0.35),
-        vessel_seed=int(rng.integers(2**31)),
-    )
-
-
-def draw_exam(rng: np.random.Generator) -> Exam:
-    """An upright PA film or a bedside AP one (larger heart, shallower breath, scapulae over the lungs)."""
-    pa = rng.random() < 0.6
-    return Exam(
-        view="PA" if pa else "AP",
-        inspiration=rng.uniform(0.93, 1.05) if pa else rng.uniform(0.78, 0.95),
-        rotation_rad=rng.normal(0, 0.015 if pa else 0.035),
-        shift_x=rng.normal(0, 0.5 if pa else 1.0),
-        shift_y=rng.normal(0, 0.7 if pa else 1.3),
-        field_width=rng.uniform(31, 36.5),
-        heart_magnification=1.0 if pa else rng.uniform(1.08, 1.18),
-        scapula_x=rng.uniform(13.5, 15.5) if pa else rng.uniform(10.5, 12.5),
-        stomach_gas=bool(rng.random() < 0.6),
-    )
-
-
-def grid(height: int, width: int, exam: Exam) -> tuple[np.ndarray, np.ndarray, float]:
-    """Centimetre coordinates x, y [h, w] of the pixels, and the size of a pixel in cm."""
-    pixel = exam.field_width / width
-    x = (np.arange(width, dtype=np.float32) - width / 2 + 0.5) * pixel - exam.shift_x
-    y = (np.arange(height, dtype=np.float32) + 0.5) * pixel - 4.3 - exam.shift_y
-    x, y = np.meshgrid(x, y)
-    cos, sin = np.float32(np.cos(exam.rotation_rad)), np.float32(np.sin(exam.rotation_rad))
-    middle = np.float32(12.0)
-    return cos * x - sin * (y - middle), sin * x + cos * (y - middle) + middle, pixel
 
 
 def build_thorax(patient: Patient, exam: Exam, x: np.ndarray, y: np.ndarray, heart_scale: float) -> Thorax:
@@ -215,7 +135,8 @@ def _body(patient: Patient, exam: Exam, x: np.ndarray, y: np.ndarray, height: fl
     fork = 0.27 * height
     bronchus = np.abs(far - 0.85 * np.maximum(y - fork, 0)) / 0.75
     trachea = np.where(y < fork, far / 0.95, np.where(y < fork + 3.5, bronchus, 9))
-    return np.maximum(body - 2.6 * np.sqrt(np.clip(1 - trachea**2, 0, 1)), 0)
+    fade = np.clip(1 - (y - fork) / 3.5, 0.0, 1)
+    return np.maximum(body - 2.4 * fade * np.sqrt(np.clip(1 - trachea**2, 0, 1)), 0)
 
 
 def _spine(patient: Patient, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -269,9 +190,8 @@ def _shoulders(patient: Patient, exam: Exam, far: np.ndarray, y: np.ndarray) -> 
     centre = 3.4 - 5.2 * u + 1.1 * np.sin(2 * np.pi * u) * (1 if exam.view == "PA" else 0.7)
     thick = 0.62 + 0.25 * np.abs(2 * u - 0.9)
     across = np.clip(np.abs(y - centre) * 0.92 / thick, 0, 1)
-    clavicle = (np.sqrt(1 - across**2) - 0.5 * np.sqrt(np.clip(1 - (across / 0.75) ** 2, 0, 1))) * (
-        (far > 1.6) & (far < 15.6)
-    )
+    hollow = np.sqrt(1 - across**2) - 0.5 * np.sqrt(np.clip(1 - (across / 0.75) ** 2, 0, 1))
+    clavicle = hollow * _soft_step(far - 1.9, 0.25) * _soft_step(15.6 - far, 0.3)
     border = exam.scapula_x + 0.13 * np.maximum(y, 0)
     tip = exam.scapula_x + 0.5 * np.maximum(14.5 - y, 0)
     inside = (y > 0.5) & (y < 14.5)

@@ -40,7 +40,7 @@ def add_vessels(thorax: Thorax, rng: np.random.Generator, pixel: float, height: 
         ends = np.stack([to_column(x, y), to_row(x, y), to_column(x1, y1), to_row(x1, y1)], 1) * _SUPERSAMPLE
         for end, r in zip(ends[order].tolist(), radius[order].tolist(), strict=True):
             thickness = 2 * r * _SUPERSAMPLE / pixel
-            draw.line(end, fill=8.0 * r * min(1.0, thickness), width=max(1, round(thickness)))
+            draw.line(end, fill=9.0 * r * min(1.0, thickness), width=max(1, round(thickness)))
     vessels = np.asarray(canvas.reduce(_SUPERSAMPLE))
     thorax.vessels += vessels * np.clip(thorax.lung / 6, 0, 1)
     for side in (-1, 1):
@@ -94,19 +94,19 @@ def finish(film: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _vessel_tree(rng: np.random.Generator, side: int, hilum_y: float) -> tuple[np.ndarray, ...]:
     """Start x, y, angle, length and radius of every vessel of one lung, in cm; angle 0 points to the side."""
-    count = 10
+    count = 13
     angle = np.linspace(-1.45, 1.35, count) + rng.normal(0, 0.12, count)
     x, y = np.full(count, 3.0 * side), hilum_y + rng.normal(0, 0.9, count)
-    length, radius = rng.uniform(1.6, 3.0, count), rng.uniform(0.22, 0.38, count)
+    length, radius = rng.uniform(1.2, 2.6, count), rng.uniform(0.13, 0.27, count)
     levels = []
     for _ in range(_BRANCH_LEVELS):
         levels.append((x, y, angle, length, radius))
         x, y = x + length * np.cos(angle) * side, y + length * np.sin(angle)
-        spread = rng.uniform(0.15, 0.5, len(x))
+        spread = rng.uniform(0.1, 0.55, len(x))
         angle = np.concatenate([angle + spread, angle - rng.uniform(0.1, 0.5, len(x))])
         x, y = np.tile(x, 2), np.tile(y, 2)
-        length = np.tile(length, 2) * rng.uniform(0.65, 0.95, len(x))
-        radius = np.tile(radius, 2) * rng.uniform(0.55, 0.8, len(x))
+        length = np.tile(length, 2) * rng.uniform(0.7, 1.05, len(x))
+        radius = np.tile(radius, 2) * rng.uniform(0.62, 0.84, len(x))
     return tuple(np.concatenate(parts) for parts in zip(*levels, strict=True))
 
 

@@ -8,10 +8,11 @@ import csv
 import dataclasses
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cxr_jax.data.records import UNKNOWN_AGE, DataError
+from cxr_jax.data.records import UNKNOWN_AGE, Box, DataError
 
 # The contract's name of a column -> the headers it is recognised by, in lower case without spaces and _ - /.
 COLUMNS = {
@@ -113,6 +114,30 @@ def read_table(
     if bad_ages:
         notes.append(f"{file.name}: {bad_ages} ages are no number from 0 to {_MAX_AGE_YEARS} and count as unknown")
     return Table(tuple(rows), tuple(label_columns), tuple(notes))
+
+
+def read_boxes(file: Path, files: Sequence[str]) -> dict[str, list[Box]]:
+    """Boxes by image of a table with the columns file, label or finding, x, y, w, h (pixels).
+
+    Raises DataError for a file that is no such table or names an image that is not among `files`.
+    """
+    known, boxes = set(files), defaultdict(list)
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: cannot be read as a table of boxes ({error})") from None
+    for number, row in enumerate(rows, 2):
+        try:
+            label = row["finding"] if "finding" in row else row["label"]
+            x, y, w, h = (float(row[name]) for name in "xywh")
+            image = row["file"]
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{file} line {number}: needs file, label or finding, and the numbers x, y, w, h") from None
+        if image not in known:
+            raise DataError(f"{file} line {number}: {image} is not in the folder")
+        boxes[image].append(Box(label, x, y, w, h))
+    return boxes
 
 
 def parse_view(text: str) -> str:

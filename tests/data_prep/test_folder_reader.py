@@ -1,6 +1,7 @@
 """The folder reader: what it makes of labels.csv, masks and boxes, and what it refuses."""
 
 import csv
+import os
 
 import pytest
 from tiny_folder import write_folder
@@ -100,6 +101,14 @@ def test_contradictions_are_one_line(tmp_path, columns, message):
     with pytest.raises(DataError) as caught:
         open_folder(folder)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    folder = write_folder(tmp_path / "in", 2)
+    (folder / "labels.csv").unlink()
+    (folder / "images/0000.jpg").rename(os.fsdecode(bytes(folder) + b"/images/\xff.jpg"))
+    with pytest.raises(DataError, match="no printable UTF-8 name"):
+        open_folder(folder)
 
 
 def test_label_columns(tmp_path):
