@@ -166,7 +166,10 @@ def write_folder(
     _write_json(folder / "config.json", config_json(model, **options))
     preprocessor = preprocessor_json(geometry, image_size=image_size, num_channels=num_channels)
     _write_json(folder / "preprocessor_config.json", preprocessor)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "model.safetensors"
+    save_file(tensors, file, metadata={"format": "pt"})
+    # safetensors writes for the owner only; the weights are to be as readable as the files beside them.
+    file.chmod((folder / "config.json").stat().st_mode)
     return tensors
 
 

@@ -149,9 +149,10 @@ def test_unmapped_parameter_leaves_no_doubt():
         to_state_dict(backbone, model, image_size=32, num_channels=3, geometry=PAD)
 
 
-def test_written_json_is_plain(tmp_path):
+def test_written_files_are_plain_and_readable(tmp_path):
     model = tiny_model()
     _write(tmp_path, model, random_backbone(model))
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["Dinov2WithRegistersModel"] and config["num_register_tokens"] == 4
     assert config["use_swiglu_ffn"] and config["layerscale_value"] == 1e-5 and config["layer_norm_eps"] == 1e-6
