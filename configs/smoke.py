@@ -12,6 +12,7 @@ def get_config():
     config = small_cxr.get_config()
     config.batch_size = 16
     config.total_steps = 40
+    config.objective.group_size = 2
     config.model.update(image_size=64, depth=2, width=64, num_heads=2)
     config.crops.update(global_size=64, local_size=32, num_local=2)
     for head in config.heads.values():

@@ -66,8 +66,8 @@ def check_finite(step: int, values: dict[str, float]) -> None:
     """Raise NumericError naming the terms when the limit of skipped updates in a row is reached."""
     if values["nonfinite_in_a_row"] < NONFINITE_LIMIT:
         return
-    bad = [name for name, value in values.items() if not np.isfinite(value)]
+    bad = ", ".join(name for name, value in values.items() if not np.isfinite(value)) or "gradients"
     raise NumericError(
-        f"step {step}: not finite for {int(values['nonfinite_in_a_row'])} steps in a row: {', '.join(bad) or 'gradients'}; "
-        "these updates were skipped and the last checkpoint is good; lower optim.base_learning_rate or look at the data"
+        f"step {step}: {bad} not finite for {int(values['nonfinite_in_a_row'])} steps in a row; "
+        "these updates were skipped and the last checkpoint is good; lower the learning rate or look at the data"
     )

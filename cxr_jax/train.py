@@ -2,8 +2,8 @@
 
     python -m cxr_jax.train --config=configs/smoke.py --workdir=DIR --config.data.path=DATASET
 
-In: a config. Out: a run directory with run.json, metrics.jsonl, checkpoints/ and examples/. The same command continues a
-run that was stopped. This file alone turns config sections into objects; from here on everything takes named arguments.
+In: a config. Out: a run directory with run.json, metrics.jsonl, checkpoints/ and examples/. The same command continues
+a run that was stopped. This file alone turns config sections into objects; everything else takes named arguments.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,9 @@ from cxr_jax.models.variants import variant
 from cxr_jax.models.vit import ViT
 from cxr_jax.objectives.base import Objective
 from cxr_jax.objectives.self_distillation import SelfDistillation
+from cxr_jax.objectives.supervised import HEADS, Supervised
 from cxr_jax.sharding import batch_sharding, data_shards, make_layout, make_mesh
-from cxr_jax.state import abstract_state, init_state, make_step
+from cxr_jax.state import TrainState, abstract_state, init_state, make_step
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,56 @@ def dino_optimiser(
     return tx, schedules
 
 
-BUILDERS = {"self_distillation": build_self_distillation}
+def build_supervised(config: ConfigDict) -> Experiment:
+    """Heads on the frozen backbone of the run `config.init_from`, whose architecture comes with its checkpoint."""
+    require(bool(config.init_from), "config.init_from is empty; name the run directory of a pretraining")
+    require(
+        config.init_network in NETWORKS, f"config.init_network={config.init_network!r}: legal are {', '.join(NETWORKS)}"
+    )
+    require(len(config.data.targets) > 0, "config.data.targets is empty; name findings, or attributes such as sex:F")
+    pretrained, dtypes = checkpoint.read_meta(config.init_from), named_dtypes(config)
+    model = pretrained["model"] | dtypes | {"drop_path": 0.0, "remat": "none"}
+    head = config.head.to_dict()
+    name = head.pop("name")
+    require(name in HEADS, f"config.head.name={name!r}: legal are {', '.join(HEADS)}")
+    door.check_keys("head", head, HEADS[name], given=("rngs", "width", "num_classes", *dtypes))
+    require(
+        head["blocks"] <= model["depth"],
+        f"config.head.blocks={head['blocks']}: {config.init_from} has {model['depth']} blocks",
+    )
+    head |= dtypes | {"width": model["width"], "num_classes": len(config.data.targets)}
+    door.check_keys("crop", config.crop, CropRecipe, given=("size",))
+    crop = CropRecipe(size=config.geometry.image_size or model["image_size"], **config.crop.to_dict())
+    rates = tuple(config.optim.learning_rates)
+    objective = call(Supervised, "head", {}, model=model, head_name=name, head=head, learning_rates=rates, crop=crop)
+    cosine = optim.warmup_cosine_schedule(
+        1.0, 0.0, round(config.optim.warmup_frac * config.total_steps), config.total_steps
+    )
+    tx = optim.adamw(
+        learning_rate=cosine,
+        weight_decay=lambda step: config.optim.weight_decay,
+        clip_norm=None,
+        lr_tables=(((r"/queries$", 0.0), (r".", np.asarray(rates))),),
+        wd_table=((r".", 1.0),),
+    )
+    meta = {
+        "model": model,
+        "objective": "supervised",
+        "head": {"name": name, **head},
+        "learning_rates": list(rates),
+        "targets": list(config.data.targets),
+        "pretrained": {
+            "run": str(config.init_from),
+            "step": pretrained["step"],
+            "network": config.init_network,
+            "fingerprint": pretrained["fingerprint"],
+        },
+    }
+    return Experiment(objective, tx, {"learning_rate": lambda step: max(rates) * cosine(step)}, meta)
+
+
+NETWORKS = ("teacher", "student", "random")
+BUILDERS = {"self_distillation": build_self_distillation, "supervised": build_supervised}
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -141,16 +191,26 @@ def check_same_config(saved: dict[str, Any], config: ConfigDict, workdir: Path) 
     require(not changed, f"{workdir} holds a run of another config: {text}; take another --workdir or the same values")
 
 
-def start_from(run_dir: str, state, objective: Objective):
-    """A fresh state whose student and teacher are those of another run of the same architecture."""
-    arrays = {}
-    for item in ("params", "targets"):
-        saved = checkpoint.read_item(run_dir, item)
-        shapes = {checkpoint.path_name(at): leaf.shape for at, leaf in jax.tree_util.tree_flatten_with_path(saved)[0]}
-        checkpoint.check_same_tree(shapes, getattr(state, item), f"{item} of {run_dir}")
-        wanted = getattr(state, item)
-        arrays[item] = jax.tree.map(lambda old, new: jax.device_put(new.astype(old.dtype), old.sharding), wanted, saved)
-    return state.replace(**arrays)
+def start_from(config: ConfigDict, state: TrainState) -> TrainState:
+    """A fresh state with the networks of the run `config.init_from`, which must be of the same architecture.
+
+    Pretraining takes student and teacher with their heads; fine-tuning the backbone of `config.init_network`, or none
+    for `random`.
+    """
+    run, network = config.init_from, config.get("init_network")
+    if network == "random":
+        return state
+    if network is None:
+        wanted = {"params": state.params, "targets": state.targets}
+        saved = {item: checkpoint.read_item(run, item) for item in wanted}
+    else:
+        wanted = {"targets": state.targets}
+        saved = checkpoint.read_item(run, "targets" if network == "teacher" else "params")
+        saved = {"targets": {"backbone": saved["backbone"]}}
+    checkpoint.check_same_tree(checkpoint.shapes_by_path(saved), wanted, run)
+    return state.replace(
+        **jax.tree.map(lambda old, new: jax.device_put(new.astype(old.dtype), old.sharding), wanted, saved)
+    )
 
 
 def main() -> None:
@@ -169,10 +229,11 @@ def main() -> None:
     group = getattr(objective, "group_size", 1)
     require(
         batch_size // shards % group == 0,
-        f"config.objective.group_size={group} must divide the {batch_size // shards} images of each of {shards} devices",
+        f"config.objective.group_size={group} must divide the {batch_size // shards} images of each device",
     )
     require(bool(config.data.path), "config.data.path is empty; name a dataset folder made by data_prep.build")
-    split = open_split(config.data.path, config.data.split)
+    where = {field: value for field, value in config.data.where.items() if value}
+    split = open_split(config.data.path, config.data.split, where=where, targets=config.data.targets)
 
     key = jax.random.key(config.seed)
     init_key, step_key = jax.random.split(key)
@@ -180,7 +241,12 @@ def main() -> None:
     meta = {
         **experiment.meta,
         "config": config.to_dict(),
-        "geometry": {**config.geometry, "image_size": experiment.meta["model"]["image_size"], "mean": MEAN, "std": STD},
+        "geometry": {
+            "fit": config.geometry.fit,
+            "image_size": config.geometry.image_size or experiment.meta["model"]["image_size"],
+            "mean": MEAN,
+            "std": STD,
+        },
         "fingerprint": split.manifest.fingerprint,
         "vocabulary": list(split.manifest.vocabulary),
         "data_skip": 0,
@@ -188,7 +254,7 @@ def main() -> None:
     if checkpoints.latest_step() is None:
         state = init_state(objective, tx, mesh, init_key)
         if config.init_from:
-            state = start_from(config.init_from, state, objective)
+            state = start_from(config, state)
     else:
         saved = checkpoint.read_meta(workdir)
         check_same_config(saved["config"], config, workdir)
@@ -212,6 +278,7 @@ def main() -> None:
         sharding=batch_sharding(mesh),
         seed=config.seed,
         data_skip=meta["data_skip"],
+        targets=config.data.targets,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )

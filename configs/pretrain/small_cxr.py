@@ -14,10 +14,17 @@ def get_config():
         {
             "seed": 0,
             "batch_size": 32,
-            "total_steps": 2_000,
+            "total_steps": 700,
             "init_from": "",
-            "data": {"path": "", "split": "train", "threads": 2, "prefetch": 4},
-            "geometry": {"fit": "pad"},
+            "data": {
+                "path": "",
+                "split": "train",
+                "where": {"source": "", "view": "", "sex": ""},
+                "targets": (),
+                "threads": 2,
+                "prefetch": 4,
+            },
+            "geometry": {"fit": "pad", "image_size": 0},
             "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
             "dtypes": {"param": "float32", "compute": "float32", "reduce": "float32"},
             "model": {
@@ -25,8 +32,8 @@ def get_config():
                 "image_size": 112,
                 "ffn": "swiglu",
                 "num_registers": 4,
-                "layer_scale": 1e-5,
-                "drop_path": 0.0,
+                "layer_scale": 1.0,
+                "drop_path": 0.1,
                 "pos_resize": "offset",
                 "scan": True,
                 "remat": "none",
@@ -45,7 +52,7 @@ def get_config():
             },
             "objective": {
                 "name": "self_distillation",
-                "group_size": 4,
+                "group_size": 16,
                 "mask_ratio": (0.1, 0.5),
                 "dino_weight": 1.0,
                 "ibot_weight": 3.0,
@@ -68,7 +75,7 @@ def get_config():
                 "layer_decay": 1.0,
                 "frozen_prototypes_frac": 0.01,
             },
-            "checkpoint": {"every_steps": 200, "keep": 3},
+            "checkpoint": {"every_steps": 100, "keep": 3},
             "log": {"every_steps": 10, "tensorboard": True},
         }
     )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 MEAN, STD = 0.5, 0.25
 FITS = ("pad", "crop", "stretch")
+Position = Int[Array, ""] | int
 
 
 def normalise(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -34,7 +35,13 @@ def _cubic(x: Array) -> Array:
 
 
 def resize_matrix(
-    start: Array, length: Array, canvas: int, side: int, dtype="float32", before: Array = 0, out: Array | None = None
+    start: Position,
+    length: Position,
+    canvas: int,
+    side: int,
+    dtype="float32",
+    before: Position = 0,
+    out: Position | None = None,
 ) -> Float[Array, "side canvas"]:
     """The matrix that resizes pixels `start .. start+length` of a canvas axis to `out` of `side` pixels.
 

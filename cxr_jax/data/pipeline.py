@@ -1,7 +1,7 @@
 """From a split to global device arrays: the input pipeline.
 
-In: a `Split` and the batch sharding. Out: dicts of `jax.Array` whose row r is the global batch's row r, on any number of
-processes and in any device order.
+In: a `Split` and the batch sharding. Out: dicts of `jax.Array` whose row r is the global batch's row r, on any number
+of processes and in any device order.
 
 Which rows a process loads is read from the sharding. Real pods permute devices, so `process_index * B / P` would be
 wrong there without raising an error. Threads decode ahead; the order never depends on how many there are.

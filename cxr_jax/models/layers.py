@@ -129,28 +129,28 @@ def attend(
     k: Float[Array, "rows t h e"],
     v: Float[Array, "rows t h e"],
     *,
-    implementation: str = "xla",
+    reduce_dtype: str,
+    implementation: str = "plain",
     pad_to: int = 1,
 ) -> Float[Array, "rows q h e"]:
     """Softmax attention, scale e^-1/2: the one place where an attention kernel is chosen.
 
-    Queries and keys are padded to a multiple of `pad_to` with their true lengths passed on, and the padding is
-    dropped again: cuDNN's gradient refuses the odd lengths that CLS and registers bring (201, 41, 1,029).
+    `plain` keeps its softmax in `reduce_dtype`; any other `implementation` is one of `jax.nn.dot_product_attention`'s
+    (`xla`, `cudnn`), whose softmax is float32. For those, queries and keys are padded to a multiple of `pad_to` with
+    their true lengths passed on, and the padding is dropped again: cuDNN's gradient refuses the odd lengths that CLS
+    and registers bring (201, 41, 1,029).
     """
-    queries, keys = q.shape[1], k.shape[1]
-    if pad_to == 1 or queries % pad_to == keys % pad_to == 0:
-        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % pad_to), (0, 0), (0, 0)))  # noqa: E731
-    lengths = partial(jnp.full, (q.shape[0],), dtype=jnp.int32)
+    if implementation == "plain":
+        scores = jnp.einsum("bqhe,bthe->bhqt", q, k, preferred_element_type=reduce_dtype)
+        weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
+        return jnp.einsum("bhqt,bthe->bqhe", weights, v)
+    lengths = [x.shape[1] for x in (q, k)]
+    q, k, v = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % pad_to), (0, 0), (0, 0))) for x in (q, k, v))
+    queries, keys = (jnp.full((q.shape[0],), length, jnp.int32) for length in lengths)
     out = jax.nn.dot_product_attention(
-        pad(q),
-        pad(k),
-        pad(v),
-        query_seq_lengths=lengths(fill_value=queries),
-        key_value_seq_lengths=lengths(fill_value=keys),
-        implementation=implementation,
+        q, k, v, query_seq_lengths=queries, key_value_seq_lengths=keys, implementation=implementation
     )
-    return out[:, :queries]
+    return out[:, : lengths[0]]
 
 
 class Attention(nnx.Module):
@@ -158,13 +158,14 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, num_heads: int, *, dtypes: Dtypes, rngs: nnx.Rngs):
         head_width = width // num_heads
+        self.reduce_dtype = dtypes.reduce_dtype
         self.qkv = Linear((width,), (3, num_heads, head_width), dtypes=dtypes, rngs=rngs)
         self.proj = Linear((num_heads, head_width), (width,), dtypes=dtypes, rngs=rngs)
 
     def __call__(self, x, layout: Layout = IN_PLACE):
         qkv = self.qkv(x)
         q, k, v = (layout.heads(qkv[:, :, i]) for i in range(3))
-        return self.proj(attend(q, k, v))
+        return self.proj(attend(q, k, v, reduce_dtype=self.reduce_dtype))
 
 
 class SwiGLU(nnx.Module):

@@ -44,7 +44,9 @@ def resize_matrix(grid_in: int, grid_out: int, rule: str) -> np.ndarray:
     return matrix
 
 
-def resize_positions(pos_embed: Float[Array, "1+n d"], grid_in: int, grid_out: int, rule: str) -> Float[Array, "1+m d"]:
+def resize_positions(
+    pos_embed: Float[Array, "n_in d"], grid_in: int, grid_out: int, rule: str
+) -> Float[Array, "n_out d"]:
     """Resize a square grid of position embeddings; CLS keeps its own. `rule` is one of `POS_RESIZE`."""
     if rule not in POS_RESIZE:
         raise ValueError(f"pos_resize={rule!r}: legal are {', '.join(POS_RESIZE)}")

@@ -6,7 +6,7 @@ In: student parameters, targets, a batch, a key, the step. Out: a loss, named me
 centres, a frozen backbone, or nothing. Both are plain nested dicts of arrays.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -24,6 +24,7 @@ class Aux(NamedTuple):
     carry: Params
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What `loop` asks of an objective; nothing here knows an optimiser or a mesh."""
 

@@ -1,0 +1,60 @@
+"""GLoRI on a frozen backbone: 13 learning rates trained at once.
+
+    python -m cxr_jax.train --config=configs/finetune/glori.py --workdir=runs/glori_tb \\
+        --config.init_from=runs/small_cxr --config.data.path=data/cxr_small \\
+        --config.data.where.source=shenzhen --config.data.targets="('Tuberculosis',)"
+    python -m cxr_jax.evaluate --config=configs/eval/head.py --workdir=runs/glori_tb_eval \\
+        --config.init_from=runs/glori_tb
+
+Hardware, time and result: see configs/pretrain/small_cxr.py, whose backbone it reads.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 32,
+            "total_steps": 400,
+            "init_from": "",
+            "init_network": "teacher",
+            "data": {
+                "path": "",
+                "split": "train",
+                "where": {"source": "", "view": "", "sex": ""},
+                "targets": (),
+                "threads": 2,
+                "prefetch": 4,
+            },
+            "geometry": {"fit": "pad", "image_size": 0},
+            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+            "dtypes": {"param": "float32", "compute": "float32", "reduce": "float32"},
+            "objective": {"name": "supervised"},
+            "head": {
+                "name": "glori",
+                "blocks": 4,
+                "decoder_width": 768,
+                "num_heads": 8,
+                "ffn_width": 2048,
+                "dropout_rate": 0.1,
+                "concat_cls": True,
+            },
+            "crop": {
+                "scale": (0.75, 1.0),
+                "flip_prob": 0.5,
+                "aspect": (3 / 4, 4 / 3),
+                "jitter_prob": 0.0,
+                "blur_prob": 0.0,
+                "solarise_prob": 0.0,
+            },
+            "optim": {
+                "learning_rates": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
+                "warmup_frac": 0.0,
+                "weight_decay": 1e-4,
+            },
+            "checkpoint": {"every_steps": 100, "keep": 2},
+            "log": {"every_steps": 10, "tensorboard": True},
+        }
+    )
