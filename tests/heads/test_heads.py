@@ -26,8 +26,16 @@ KINDS = {
 
 @functools.cache
 def make(name: str, **changes):
+    """A head with random weights from numpy: compiling its own init would take longer than most tests."""
     kind, options = KINDS[name]
-    return kind(**{**options, **changes}, rngs=nnx.Rngs(0))
+    return filled(lambda: kind(**{**options, **changes}, rngs=nnx.Rngs(0)))
+
+
+def filled(construct):
+    graphdef, state = nnx.split(nnx.eval_shape(construct))
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
+    return nnx.merge(graphdef, jax.tree.map(draw, nnx.to_pure_dict(state)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -42,10 +50,9 @@ def run(head, x, key=None):
 
 
 def features(seed=0, blocks=BLOCKS, rows=3, width=WIDTH, dtype="float32") -> Features:
-    keys = jax.random.split(jax.random.key(seed), 3)
-    cls = jax.random.normal(keys[0], (blocks, rows, width), dtype)
-    registers = jax.random.normal(keys[1], (blocks, rows, 2, width), dtype)
-    return Features(cls, registers, jax.random.normal(keys[2], (blocks, rows, PATCHES, width), dtype))
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=(blocks, rows, *shape, width)), dtype)  # noqa: E731
+    return Features(draw(), draw(2), draw(PATCHES))
 
 
 def shapes(head) -> dict[str, tuple]:
@@ -119,7 +126,7 @@ def test_missing_blocks_and_other_width_are_named(name):
 
 
 def test_reads_a_real_backbone():
-    vit = ViT(image_size=32, patch_size=8, width=WIDTH, depth=5, num_heads=2, rngs=nnx.Rngs(0))
+    vit = filled(lambda: ViT(image_size=32, patch_size=8, width=WIDTH, depth=5, num_heads=2, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(vit)
     forward = jax.jit(lambda params: nnx.merge(graphdef, params).features(jnp.zeros((2, 32, 32)), blocks=BLOCKS))
     x = forward(nnx.to_pure_dict(state))
@@ -130,7 +137,7 @@ def test_reads_a_real_backbone():
 def test_linear_is_the_affine_map_of_cls_and_the_last_mean_patch():
     x, head = features(), make("linear_mean_patch")
     rows = np.concatenate([*np.asarray(x.cls), np.asarray(x.patches[-1]).mean(axis=1)], axis=1)
-    expected = rows @ np.asarray(head.classifier.kernel[...])
+    expected = rows @ np.asarray(head.classifier.kernel[...]) + np.asarray(head.classifier.bias[...])
     np.testing.assert_allclose(run(head, x), expected, rtol=1e-5, atol=1e-6)
     assert shapes(head) == {"classifier/kernel": ((BLOCKS + 1) * WIDTH, CLASSES), "classifier/bias": (CLASSES,)}
 
