@@ -1,6 +1,16 @@
-"""Fixtures shared by all rooms' tests."""
+"""Fixtures shared by all rooms' tests, and the fake devices they run on.
+
+Eight fake CPU devices need more threads than two cores bring: without NPROC, XLA's CPU collectives can deadlock. Both
+variables are read when jax is imported, so they are set before anything else.
+"""
 
 import os
+
+os.environ.setdefault("NPROC", "16")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 from pathlib import Path
 
 import pytest
@@ -13,4 +23,16 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("CXR_TEST_DATA", default))
     if not folder.is_dir():
         pytest.skip(f"no shared test data at {folder}; set CXR_TEST_DATA to the folder that holds cxr_small")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder made by data_prep: 48 phantoms of 80 px (38 train, 6 val, 4 test), a fifth of the labels unknown."""
+    from data_prep import build
+
+    folder = tmp_path_factory.mktemp("phantom") / "dataset"
+    flags = ["--reader=phantom", "--num_images=48", "--image_px=80", "--unknown_prob=0.2", "--seed=0", "--workers=0"]
+    code = build.main([*flags, f"--output={folder}"])
+    assert code == 0, f"data_prep.build exited with {code}"
     return folder
