@@ -14,7 +14,7 @@ def get_config():
         {
             "seed": 0,
             "batch_size": 32,
-            "total_steps": 700,
+            "total_steps": 600,
             "init_from": "",
             "data": {
                 "path": "",
@@ -29,23 +29,24 @@ def get_config():
             "dtypes": {"param": "float32", "compute": "float32", "reduce": "float32"},
             "model": {
                 "variant": "vit_ti16",
+                "depth": 6,
                 "image_size": 112,
                 "ffn": "swiglu",
                 "num_registers": 4,
                 "layer_scale": 1.0,
-                "drop_path": 0.1,
+                "drop_path": 0.0,
                 "pos_resize": "offset",
                 "scan": True,
                 "remat": "none",
             },
             "heads": {
-                "dino_head": {"hidden": 1024, "bottleneck": 256, "num_prototypes": 4096},
-                "ibot_head": {"hidden": 1024, "bottleneck": 256, "num_prototypes": 4096},
+                "dino_head": {"hidden": 512, "bottleneck": 256, "num_prototypes": 1024},
+                "ibot_head": {"hidden": 512, "bottleneck": 256, "num_prototypes": 1024},
             },
             "crops": {
                 "global_size": 112,
                 "local_size": 48,
-                "num_local": 8,
+                "num_local": 4,
                 "global_scale": (0.32, 1.0),
                 "local_scale": (0.05, 0.32),
                 "blur_probs": "as_documented",
@@ -65,7 +66,7 @@ def get_config():
                 "ema": (0.994, 1.0),
             },
             "optim": {
-                "base_learning_rate": 2e-3,
+                "base_learning_rate": 3e-3,
                 "final_learning_rate": 1e-6,
                 "warmup_frac": 0.1,
                 "weight_decay": (0.04, 0.2),

@@ -42,6 +42,15 @@ class Split:
     def __getitem__(self, i: int) -> dict:
         return self.records[int(self.rows[i])]
 
+    def text(self, i: int, field: str) -> str:
+        """A text field of row i, such as `patient_id`."""
+        return _text(self[i][field])
+
+    def labels(self, targets: Sequence[str]) -> np.ndarray:
+        """`[n, c]` int8 of 1, 0, -1 (unknown) for every row and target; no image is decoded."""
+        rows = [target_values(self[i], targets, self.manifest.vocabulary) for i in range(len(self))]
+        return np.array(rows, np.int8).reshape(len(self), len(targets))
+
 
 def check_targets(targets: Sequence[str], vocabulary: Sequence[str]) -> None:
     """Raises DataError for a target that is neither in the vocabulary nor an attribute such as `sex:F`."""

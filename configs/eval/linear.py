@@ -1,0 +1,17 @@
+"""Linear probe on frozen features of a pretraining run: logistic regression, its strength chosen on `val`.
+
+    python -m cxr_jax.evaluate --config=configs/eval/linear.py --workdir=runs/eval --config.init_from=runs/small_cxr \\
+        --config.data.path=data/cxr_small --config.data.where.source=nih-chestxray14 --config.data.targets="('sex:F',)"
+
+Beside it stand the same probe on a random network and hand-made features. Seconds to minutes on a CPU.
+"""
+
+from configs.eval import head
+
+
+def get_config():
+    config = head.get_config()
+    config.protocol = "linear_probe"
+    config.probe.mean_patch = True
+    config.baselines.random = True
+    return config

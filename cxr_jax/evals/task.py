@@ -1,0 +1,70 @@
+"""What is scored: rows, targets, and who the patients are; the same for every column of a report.
+
+In: a dataset, the names of three splits, a choice of rows and targets. Out: a `Task`, whose splits share no patient.
+"""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import NamedSharding
+
+from cxr_jax.data.records import DataError
+from cxr_jax.data.source import Split, open_split
+from cxr_jax.evals.classification import require_disjoint_patients
+from cxr_jax.evals.features import Geometry, identities, run_over
+
+ROLES = ("train", "select", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The rows by role (`train`, `select`, `test`), their labels `[n, c]` and patients.
+
+    `run_split(split, function, geometry)` runs a function of normalised images over a split.
+    """
+
+    splits: dict[str, Split]
+    targets: tuple[str, ...]
+    labels: dict[str, np.ndarray]
+    patients: dict[str, np.ndarray]
+    run_split: Callable[[Split, Callable, Geometry], dict[str, np.ndarray]]
+
+
+def open_task(
+    path: str,
+    *,
+    splits: Mapping[str, str],
+    where: Mapping[str, str],
+    targets: Sequence[str],
+    batch_size: int,
+    sharding: NamedSharding,
+) -> Task:
+    """Open the splits of a task, `splits` naming one for each of `ROLES`. Raises DataError if they share a patient."""
+    opened = {role: open_split(path, splits[role], where=where, targets=targets) for role in ROLES}
+    patients = {role: identities(split, "patient_id") for role, split in opened.items()}
+    try:
+        require_disjoint_patients(**patients)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+
+    def run_split(split, function, geometry):
+        return run_over(split, function, geometry=geometry, batch_size=batch_size, sharding=sharding)
+
+    labels = {role: split.labels(targets) for role, split in opened.items()}
+    return Task(opened, tuple(targets), labels, patients, run_split)
+
+
+def write_predictions(path: Path, task: Task, scores: Mapping[str, np.ndarray]) -> None:
+    """One row a test image: who it is, its labels (empty = unknown), the scores `[n, c]` of every column."""
+    split = task.splits["test"]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        names = [f"{column}: {target}" for column in scores for target in task.targets]
+        writer.writerow(["image_id", "patient_id", *(f"label: {target}" for target in task.targets), *names])
+        for i in range(len(split)):
+            values = [f"{value:.6g}" for column in scores.values() for value in column[i]]
+            labels = ["" if label < 0 else int(label) for label in task.labels["test"][i]]
+            writer.writerow([split.text(i, "image_id"), task.patients["test"][i], *labels, *values])

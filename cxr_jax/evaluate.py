@@ -1,0 +1,237 @@
+"""Entry: a checkpoint to numbers that hold up in review.
+
+    python -m cxr_jax.evaluate --config=configs/eval/head.py --workdir=DIR --config.init_from=FINETUNED_RUN
+    python -m cxr_jax.evaluate --config=configs/eval/linear.py --workdir=DIR --config.init_from=PRETRAINED_RUN \\
+        --config.data.path=DATASET --config.data.targets="('sex:F',)"
+
+In: a run and a protocol. Out: results.json (AUROC and AUPRC with patient-level bootstrap intervals), predictions.csv,
+and report.html, with baselines beside: the same protocol on a random network, and hand-made features.
+
+Everything is chosen on the selection split and scored once on the test split. Unknown labels are never negatives.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from cxr_jax import checkpoint
+from cxr_jax import config as door
+from cxr_jax.config import call, require
+from cxr_jax.data.augment import CropRecipe
+from cxr_jax.data.source import Split
+from cxr_jax.evals import classification, protocols, report
+from cxr_jax.evals.features import Geometry, random_backbone
+from cxr_jax.evals.protocols import Scores
+from cxr_jax.evals.task import ROLES, Task, open_task, write_predictions
+from cxr_jax.objectives.supervised import Supervised
+from cxr_jax.sharding import batch_sharding, data_shards, make_mesh
+
+PROTOCOLS = ("head", "linear_probe", "knn")
+NETWORKS = {"teacher": "targets", "student": "params"}
+
+
+def task_of(config: ConfigDict, meta: dict[str, Any]) -> Task:
+    """The rows that the config asks for; where it is silent, those that the run was trained for."""
+    trained = meta["config"]["data"]
+    targets = tuple(config.data.targets or meta.get("targets", ()))
+    require(len(targets) > 0, "config.data.targets is empty; name findings, or attributes such as sex:F")
+    where = {field: value or trained["where"][field] for field, value in config.data.where.items()}
+    names = (config.data.train_split, config.data.select_split, config.data.split)
+    mesh = call(make_mesh, "mesh", dict(config.mesh))
+    shards = data_shards(mesh)
+    require(
+        config.batch_size % shards == 0,
+        f"config.batch_size={config.batch_size} must be a multiple of {shards}, the devices that share it",
+    )
+    return open_task(
+        config.data.path or trained["path"],
+        splits=dict(zip(ROLES, names, strict=True)),
+        where={field: value for field, value in where.items() if value},
+        targets=targets,
+        batch_size=config.batch_size,
+        sharding=batch_sharding(mesh),
+    )
+
+
+def geometry_of(meta: dict[str, Any]) -> Geometry:
+    """The geometry that the checkpoint names."""
+    return Geometry(meta["geometry"]["fit"], meta["geometry"]["image_size"])
+
+
+def trained_head(meta: dict[str, Any]) -> Supervised:
+    """The objective of a fine-tuned run, from its checkpoint alone."""
+    head = dict(meta["head"])
+    name, crop = head.pop("name"), CropRecipe(size=meta["geometry"]["image_size"], scale=(1.0, 1.0))
+    return Supervised(meta["model"], name, head, tuple(meta["learning_rates"]), crop)
+
+
+def head_scores(run: str, step: int | None, task: Task) -> Scores:
+    """The run's own heads: the learning rate with the best mean AUROC on the selection split scores the test split."""
+    meta = checkpoint.read_meta(run, step)
+    require(meta["objective"] == "supervised", f"{run} is not a fine-tuned run; protocol `head` needs one")
+    require(
+        tuple(meta["targets"]) == task.targets, f"{run} was trained for {meta['targets']}, not for {list(task.targets)}"
+    )
+    objective = trained_head(meta)
+    params, targets = (checkpoint.read_item(run, item, step) for item in ("params", "targets"))
+
+    def function(images):
+        features = objective.features(params, targets, images, blocks=objective.head["blocks"])
+        return {"logits": objective.logits(params, features).swapaxes(0, 1)}
+
+    logits = {role: task.run_split(task.splits[role], function, geometry_of(meta))["logits"] for role in ROLES[1:]}
+    grid = [
+        protocols.mean_auroc(logits["select"][:, i], task.labels["select"])
+        for i in range(len(objective.learning_rates))
+    ]
+    best = int(np.argmax(grid))
+    rates = dict(zip(map(str, objective.learning_rates), grid, strict=True))
+    chosen = {
+        "learning_rate": objective.learning_rates[best],
+        "selection_auroc": rates,
+        "pretrained": meta["pretrained"],
+    }
+    return Scores(logits["test"][:, best], chosen)
+
+
+def score_columns(config: ConfigDict, meta: dict[str, Any], task: Task) -> dict[str, Scores]:
+    """The evaluated run first, then the baselines that the config asks for."""
+    run, step, geometry = config.init_from, checkpoint_step(config), geometry_of(meta)
+    if config.protocol == "head":
+        columns = {network_name(meta): head_scores(run, step, task)}
+        for other in config.baselines.runs:
+            columns[network_name(checkpoint.read_meta(other))] = head_scores(other, None, task)
+    else:
+        params = checkpoint.read_item(run, NETWORKS[config.network], step)["backbone"]
+        backbones = {f"pretrained ({config.network})": params}
+        if config.baselines.random:
+            backbones["random network"] = random_backbone(meta["model"], seed=0)
+        score, options = {
+            "linear_probe": (protocols.linear_probe_scores, ("blocks", "mean_patch")),
+            "knn": (protocols.knn_scores, ("k",)),
+        }[config.protocol]
+        probe = {name: config.probe[name] for name in options}
+        columns = {name: score(task, meta["model"], p, geometry, **probe) for name, p in backbones.items()}
+    if config.baselines.floor:
+        columns["hand-made features"] = protocols.floor_scores(task, geometry.fit)
+    return columns
+
+
+def checkpoint_step(config: ConfigDict) -> int | None:
+    """The step to read; -1 in the config is the newest."""
+    return None if config.step < 0 else config.step
+
+
+def network_name(meta: dict[str, Any]) -> str:
+    """What the report calls a fine-tuned run's backbone."""
+    network = meta["pretrained"]["network"]
+    return "random network" if network == "random" else f"pretrained ({network})"
+
+
+def attention_cases(run: str, step: int | None, task: Task, scores: Scores, count: int) -> list[dict[str, Any]]:
+    """Images of the test split with what GLoRI's queries look at: the surest positives and negatives."""
+    meta = checkpoint.read_meta(run, step)
+    if not count or meta["head"]["name"] != "glori":
+        return []
+    objective, split, geometry = trained_head(meta), task.splits["test"], geometry_of(meta)
+    order = np.argsort(scores.test[:, 0])
+    wanted = [*order[::-1][: -(-count // 2)], *order[: count // 2]]
+    params, targets = (checkpoint.read_item(run, item, step) for item in ("params", "targets"))
+    best = meta["learning_rates"].index(scores.chosen["learning_rate"])
+    head = objective.head_module(jax.tree.map(lambda leaf: leaf[best], params["head"]))
+
+    def function(images):
+        features = objective.features(params, targets, images, blocks=objective.head["blocks"])
+        return {"maps": head.attention(features).mean(1), "images": images}
+
+    chosen = Split(split.records, np.asarray(split.rows)[wanted], split.manifest, split.name)
+    out = task.run_split(chosen, function, geometry)
+    side = geometry.image_size // meta["model"]["patch_size"]
+    cases = []
+    for i, row in enumerate(wanted):
+        image = np.clip((out["images"][i] * meta["geometry"]["std"] + meta["geometry"]["mean"]) * 255, 0, 255)
+        maps = {name: out["maps"][i, c].reshape(side, side) for c, name in enumerate(task.targets)}
+        known = {1: "positive", 0: "negative", -1: "unknown"}[int(task.labels["test"][row, 0])]
+        caption = f"{split.text(row, 'image_id')}: {task.targets[0]} {known}, score {scores.test[row, 0]:.2f}"
+        cases.append({"image": image.astype(np.uint8), "maps": maps, "caption": caption})
+    return cases
+
+
+def tabulate(task: Task, columns: dict[str, Scores], bootstrap: dict[str, Any]) -> list[report.Column]:
+    """Metrics of every column, and for all but the first the paired difference from it."""
+    known = {"labels": task.labels["test"], "patient_ids": task.patients["test"], "class_names": task.targets}
+    first = next(iter(columns.values())).test
+    table = []
+    for name, scores in columns.items():
+        results = call(classification.evaluate, "bootstrap", bootstrap, scores=scores.test, **known)
+        difference = None
+        if table:
+            difference = classification.compare(first, scores.test, **known, **bootstrap)
+        table.append(report.Column(name, scores.test, results, difference))
+    return table
+
+
+def main() -> None:
+    """Run, protocol -> columns of scores -> results.json, predictions.csv, report.html."""
+    config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir)
+    require(config.protocol in PROTOCOLS, f"config.protocol={config.protocol!r}: legal are {', '.join(PROTOCOLS)}")
+    require(config.network in NETWORKS, f"config.network={config.network!r}: legal are {', '.join(NETWORKS)}")
+    require(bool(config.init_from), "config.init_from is empty; name a run directory")
+    step = checkpoint_step(config)
+    meta = checkpoint.read_meta(config.init_from, step)
+    task = task_of(config, meta)
+    columns = score_columns(config, meta, task)
+    table = tabulate(task, columns, config.bootstrap.to_dict())
+
+    facts = {
+        "run": str(config.init_from),
+        "checkpoint step": meta["step"],
+        "protocol": config.protocol,
+        "dataset fingerprint": task.splits["test"].manifest.fingerprint,
+        "split": task.splits["test"].name,
+        "targets": ", ".join(task.targets),
+        "rows": ", ".join(f"{role} {len(split)}" for role, split in task.splits.items()),
+    }
+    environment = door.environment()
+    results = table[0].results | {
+        "evaluated": facts | {"column": table[0].name, "chosen": columns[table[0].name].chosen},
+        "baselines": {
+            column.name: column.results | {"difference": column.difference, "chosen": columns[column.name].chosen}
+            for column in table[1:]
+        },
+        "environment": environment,
+    }
+    attention = []
+    if config.protocol == "head":
+        scores = columns[table[0].name]
+        attention = attention_cases(config.init_from, step, task, scores, config.attention_images)
+    workdir.mkdir(parents=True, exist_ok=True)
+    metrics = Path(config.init_from) / "metrics.jsonl"
+    report.write_report(
+        workdir / "report.html",
+        title=f"{', '.join(task.targets)}: {config.protocol} on {Path(config.init_from).name}",
+        evaluated=facts,
+        class_names=task.targets,
+        labels=task.labels["test"],
+        columns=table,
+        attention=attention,
+        metrics_path=metrics if metrics.exists() else None,
+        environment={"python": environment["python"], **environment["packages"]},
+        notes=("Everything was chosen on the selection split; the test split was scored once.",),
+    )
+    write_predictions(workdir / "predictions.csv", task, {name: scores.test for name, scores in columns.items()})
+    classification.write_results(workdir / "results.json", results)
+    for column in table:
+        interval = column.results["auroc_macro_interval"]
+        spoken = "no interval" if interval is None else "[{:.3f}, {:.3f}]".format(*interval)
+        print(f"{column.name:24s} AUROC {column.results['auroc_macro'] or float('nan'):.3f} {spoken}")
+    print(f"written: {workdir / 'results.json'}, {workdir / 'report.html'}, {workdir / 'predictions.csv'}")
+
+
+if __name__ == "__main__":
+    door.define_flags()
+    door.run_entry(main)
