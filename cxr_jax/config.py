@@ -38,10 +38,36 @@ class RunError(Exception):
 
 
 def define_flags() -> None:
-    """`--config` and `--workdir`, for the entries that have them."""
+    """`--config`, `--workdir` and the place among several processes, for the entries that have them."""
     config_flags.DEFINE_config_file("config", None, "Config file, for example configs/smoke.py.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Run directory; made if absent, continued if it holds checkpoints.")
+    flags.DEFINE_string(
+        "coordinator_address", None, "host:port of process 0 of several; `auto` asks the cluster (TPU pod, Slurm, GKE)."
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, 0 .. num_processes - 1.", lower_bound=0)
     flags.mark_flags_as_required(["config", "workdir"])
+
+
+def start_distributed() -> None:
+    """Join the other processes, if the flags say that there are any; call it before anything touches a device.
+
+    JAX itself reads only the coordinator's address from the environment, so launchers pass all three flags.
+    """
+    address, count, index = (flags.FLAGS[name].value for name in ("coordinator_address", "num_processes", "process_id"))
+    if address == "auto":
+        require(count is None and index is None, "--coordinator_address=auto finds count and id itself; drop the flags")
+        jax.distributed.initialize()
+        return
+    given = [value is not None for value in (address, count, index)]
+    require(
+        all(given) or not any(given),
+        "--coordinator_address, --num_processes and --process_id belong together; "
+        "give all three, none for a single process, or --coordinator_address=auto",
+    )
+    if all(given):
+        require(index < count, f"--process_id={index} must be below --num_processes={count}")
+        jax.distributed.initialize(address, count, index)
 
 
 def _fail(message: str, code: int) -> None:
@@ -72,8 +98,8 @@ def run_entry(main: Callable[[], None]) -> None:
     """Parse flags, run `main()`, and turn our errors into one line on stderr and their exit code."""
 
     def guarded(_):
-        # At INFO, JAX lists accelerators it looked for in vain and Orbax tells a save in forty lines.
-        logging.set_verbosity(logging.WARNING)
+        # Below ERROR, JAX lists accelerators it looked for in vain and Orbax tells a save in forty lines.
+        logging.set_verbosity(logging.ERROR)
         try:
             main()
         except ConfigError as error:

@@ -77,13 +77,14 @@ def head_scores(run: str, step: int | None, task: Task) -> Scores:
         tuple(meta["targets"]) == task.targets, f"{run} was trained for {meta['targets']}, not for {list(task.targets)}"
     )
     objective = trained_head(meta)
-    params, targets = (checkpoint.read_item(run, item, step) for item in ("params", "targets"))
+    networks = tuple(checkpoint.read_item(run, item, step) for item in ("params", "targets"))
 
-    def function(images):
-        features = objective.features(params, targets, images, blocks=objective.head["blocks"])
-        return {"logits": objective.logits(params, features).swapaxes(0, 1)}
+    def function(networks, images):
+        features = objective.features(*networks, images, blocks=objective.head["blocks"])
+        return {"logits": objective.logits(networks[0], features).swapaxes(0, 1)}
 
-    logits = {role: task.run_split(task.splits[role], function, geometry_of(meta))["logits"] for role in ROLES[1:]}
+    run_split = task.runner(function, geometry_of(meta))
+    logits = {role: run_split(task.splits[role], networks)["logits"] for role in ROLES[1:]}
     grid = [
         protocols.mean_auroc(logits["select"][:, i], task.labels["select"])
         for i in range(len(objective.learning_rates))
@@ -140,16 +141,16 @@ def attention_cases(run: str, step: int | None, task: Task, scores: Scores, coun
     objective, split, geometry = trained_head(meta), task.splits["test"], geometry_of(meta)
     order = np.argsort(scores.test[:, 0])
     wanted = [*order[::-1][: -(-count // 2)], *order[: count // 2]]
-    params, targets = (checkpoint.read_item(run, item, step) for item in ("params", "targets"))
+    networks = tuple(checkpoint.read_item(run, item, step) for item in ("params", "targets"))
     best = meta["learning_rates"].index(scores.chosen["learning_rate"])
-    head = objective.head_module(jax.tree.map(lambda leaf: leaf[best], params["head"]))
 
-    def function(images):
-        features = objective.features(params, targets, images, blocks=objective.head["blocks"])
+    def function(networks, images):
+        features = objective.features(*networks, images, blocks=objective.head["blocks"])
+        head = objective.head_module(jax.tree.map(lambda leaf: leaf[best], networks[0]["head"]))
         return {"maps": head.attention(features).mean(1), "images": images}
 
     chosen = Split(split.records, np.asarray(split.rows)[wanted], split.manifest, split.name)
-    out = task.run_split(chosen, function, geometry)
+    out = task.runner(function, geometry)(chosen, networks)
     side = geometry.image_size // meta["model"]["patch_size"]
     cases = []
     for i, row in enumerate(wanted):

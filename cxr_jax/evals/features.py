@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from cxr_jax.data.geometry import fit_images, normalise
@@ -29,39 +30,40 @@ class Geometry:
     image_size: int
 
 
-def run_over(
-    split: Split,
-    function: Callable[[Float[Array, "b S S"]], dict[str, Array]],
-    *,
-    geometry: Geometry,
-    batch_size: int,
-    sharding: NamedSharding,
-    dtype: str = "float32",
-) -> dict[str, np.ndarray]:
-    """`function(normalised images)`, row by row of the split; its arrays have the image axis first."""
+# Parameters and normalised images `[b, S, S]` to arrays with the image axis first.
+ImageFunction = Callable[[Any, Float[Array, "b S S"]], dict[str, Array]]
+
+
+def make_runner(
+    function: ImageFunction, *, geometry: Geometry, batch_size: int, sharding: NamedSharding, dtype: str = "float32"
+) -> Callable[[Split, Any], dict[str, np.ndarray]]:
+    """`run(split, params)`: the function over every image of a split, one row an image; compiled once."""
 
     @jax.jit
-    def step(image, size):
-        return function(normalise(fit_images(image, size, geometry.image_size, geometry.fit, dtype)))
+    def step(params, image, size):
+        return function(params, normalise(fit_images(image, size, geometry.image_size, geometry.fit, dtype)))
 
-    rows: list[dict[str, np.ndarray]] = []
-    for batch in eval_batches(split, batch_size=batch_size, sharding=sharding):
-        out = step(batch["image"], batch["size"]) | {"valid": batch["valid"]}
-        out = multihost_utils.process_allgather(out, tiled=True) if jax.process_count() > 1 else jax.device_get(out)
-        rows.append({name: value[out["valid"]] for name, value in out.items()})
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0] if name != "valid"}
+    def run(split: Split, params: Any) -> dict[str, np.ndarray]:
+        params = jax.device_put(params, NamedSharding(sharding.mesh, PartitionSpec()))
+        rows: list[dict[str, np.ndarray]] = []
+        for batch in eval_batches(split, batch_size=batch_size, sharding=sharding):
+            out = step(params, batch["image"], batch["size"]) | {"valid": batch["valid"]}
+            many = jax.process_count() > 1
+            out = multihost_utils.process_allgather(out, tiled=True) if many else jax.device_get(out)
+            rows.append({name: value[out["valid"]] for name, value in out.items()})
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0] if name != "valid"}
+
+    return run
 
 
-def backbone_function(
-    model: dict[str, Any], params: dict, *, blocks: int, mean_patch: bool
-) -> Callable[[Float[Array, "b S S"]], dict[str, Array]]:
-    """A function to `run_over`: CLS of the last `blocks` blocks side by side, and the last mean patch on request."""
+def backbone_function(model: dict[str, Any], *, blocks: int, mean_patch: bool) -> ImageFunction:
+    """Features of a backbone: CLS of the last `blocks` blocks side by side, and the last mean patch on request."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: ViT(**model, rngs=nnx.Rngs(0))))
 
-    def function(images):
+    def function(params, images):
         features = nnx.merge(graphdef, params).features(images, blocks=blocks)
         parts = [*features.cls] + ([features.patches[-1].mean(1)] if mean_patch else [])
-        return {"features": jax.numpy.concatenate(parts, axis=-1)}
+        return {"features": jnp.concatenate(parts, axis=-1)}
 
     return function
 

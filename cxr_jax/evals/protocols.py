@@ -46,8 +46,8 @@ def linear_probe_scores(
     task: Task, model: dict[str, Any], params: dict, geometry: Geometry, *, blocks: int, mean_patch: bool
 ) -> Scores:
     """Logistic regression on CLS tokens of the last blocks (and the mean patch), C chosen on the selection rows."""
-    function = backbone_function(model, params, blocks=blocks, mean_patch=mean_patch)
-    features = {role: task.run_split(split, function, geometry)["features"] for role, split in task.splits.items()}
+    run = task.runner(backbone_function(model, blocks=blocks, mean_patch=mean_patch), geometry)
+    features = {role: run(split, params)["features"] for role, split in task.splits.items()}
     probe = linear_probe.fit_linear_probe(
         features["train"], task.labels["train"], features["select"], task.labels["select"]
     )
@@ -56,8 +56,8 @@ def linear_probe_scores(
 
 def knn_scores(task: Task, model: dict[str, Any], params: dict, geometry: Geometry, *, k: int) -> Scores:
     """Nearest neighbours by cosine between CLS tokens; nothing is chosen."""
-    function = backbone_function(model, params, blocks=1, mean_patch=False)
-    train, test = (task.run_split(task.splits[role], function, geometry)["features"] for role in ("train", "test"))
+    run = task.runner(backbone_function(model, blocks=1, mean_patch=False), geometry)
+    train, test = (run(task.splits[role], params)["features"] for role in ("train", "test"))
     return Scores(knn.knn_scores(train, task.labels["train"], test, k=k), {"k": k})
 
 

@@ -7,6 +7,7 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import NamedSharding
@@ -14,7 +15,7 @@ from jax.sharding import NamedSharding
 from cxr_jax.data.records import DataError
 from cxr_jax.data.source import Split, open_split
 from cxr_jax.evals.classification import require_disjoint_patients
-from cxr_jax.evals.features import Geometry, identities, run_over
+from cxr_jax.evals.features import Geometry, ImageFunction, identities, make_runner
 
 ROLES = ("train", "select", "test")
 
@@ -23,14 +24,14 @@ ROLES = ("train", "select", "test")
 class Task:
     """The rows by role (`train`, `select`, `test`), their labels `[n, c]` and patients.
 
-    `run_split(split, function, geometry)` runs a function of normalised images over a split.
+    `runner(function, geometry)` makes the function that runs over a split, see `features.make_runner`.
     """
 
     splits: dict[str, Split]
     targets: tuple[str, ...]
     labels: dict[str, np.ndarray]
     patients: dict[str, np.ndarray]
-    run_split: Callable[[Split, Callable, Geometry], dict[str, np.ndarray]]
+    runner: Callable[[ImageFunction, Geometry], Callable[[Split, Any], dict[str, np.ndarray]]]
 
 
 def open_task(
@@ -50,11 +51,11 @@ def open_task(
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
 
-    def run_split(split, function, geometry):
-        return run_over(split, function, geometry=geometry, batch_size=batch_size, sharding=sharding)
+    def runner(function, geometry):
+        return make_runner(function, geometry=geometry, batch_size=batch_size, sharding=sharding)
 
     labels = {role: split.labels(targets) for role, split in opened.items()}
-    return Task(opened, tuple(targets), labels, patients, run_split)
+    return Task(opened, tuple(targets), labels, patients, runner)
 
 
 def write_predictions(path: Path, task: Task, scores: Mapping[str, np.ndarray]) -> None:
