@@ -25,14 +25,14 @@ class TrainState:
     """Everything a step reads and writes, as nested dicts of arrays.
 
     `health` counts on the device what Python only looks at on log steps: steps without a finite loss or gradient in a
-    row, and all updates skipped for that reason.
+    row, and all updates skipped for that reason. The same tree also carries shapes or shardings in place of arrays.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     targets: Any
     opt_state: Any
-    health: dict[str, jax.Array]
+    health: dict[str, Any]
 
 
 def create_state(objective: Objective, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:

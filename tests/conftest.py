@@ -1,19 +1,20 @@
 """Fixtures shared by all rooms' tests, and the fake devices they run on.
 
-Eight fake CPU devices need more threads than two cores bring: without NPROC, XLA's CPU collectives can deadlock. Both
-variables are read when jax is imported, so they are set before anything else.
+Eight fake CPU devices need more threads than two cores bring: without NPROC, XLA's CPU collectives can deadlock. Tests
+compile much and compute little, so the compiler does not optimise. The variables are read when jax is imported, so
+they are set before anything else.
 """
 
 import os
-
-os.environ.setdefault("NPROC", "16")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("NPROC", "16")
+for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+    if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -50,12 +50,12 @@ def patch_order(key: Array, grid: int) -> Int[Array, "n"]:
 
 
 def block_masks(
-    key: Array, *, num_groups: int, num_crops: int, grid: int, mask_ratio: tuple[float, float]
+    key: Array, *, num_groups: int, num_crops: int, grid: int, mask_ratio: tuple[float, float], dtype="float32"
 ) -> tuple[Bool[Array, "groups crops n"], Int[Array, "groups m"], Float[Array, "groups m"]]:
     """Masks for `num_groups` groups of `num_crops` global crops on a `grid x grid` patch grid.
 
     Returns the mask, the positions of its hidden patches in the group's `crops * n` patches (rising, exactly m of
-    them), and for each the weight 1 / (hidden patches of its crop). The draws of a group depend on its number alone.
+    them), and for each the weight 1 / (hidden patches of its crop) in `dtype`. The draws of a group depend on its number alone.
     """
     patches = grid * grid
     counts = mask_counts(num_crops, patches, mask_ratio)
@@ -71,4 +71,4 @@ def block_masks(
     hidden_first = jnp.argsort(~mask.reshape(num_groups, -1), axis=1, stable=True)
     positions = hidden_first[:, :total]
     per_crop = jnp.take_along_axis(n, positions // patches, axis=1)
-    return mask, positions, 1.0 / per_crop.astype(jnp.float32)
+    return mask, positions, 1.0 / per_crop.astype(dtype)

@@ -221,7 +221,8 @@ def residual(
     kept = kept_rows(rows, rate)
     if key is None or kept == rows:
         return x + branch(x)
-    order = jnp.argsort(jax.random.uniform(key, (num_groups, rows)), axis=1)[:, :kept]
+    # Named float32: the same rows are drawn whether or not 64-bit mode is on.
+    order = jnp.argsort(jax.random.uniform(key, (num_groups, rows), jnp.float32), axis=1)[:, :kept]
     grouped = x.reshape(num_groups, rows, *x.shape[1:])
     subset = jnp.take_along_axis(grouped, order[:, :, None, None], axis=1)
     out = branch(subset.reshape(-1, *x.shape[1:])).reshape(subset.shape)

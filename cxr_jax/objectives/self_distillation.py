@@ -131,6 +131,7 @@ class SelfDistillation:
             num_crops=2 * self.group_size,
             grid=self.crops[0].size // self.model["patch_size"],
             mask_ratio=self.mask_ratio,
+            dtype=reduce,
         )
         mask = layout.rows(mask.reshape(2 * images, -1))
         return image_major(crops[:2]), image_major(crops[2:]), mask, layout.rows(positions), layout.rows(weights)
