@@ -1,0 +1,45 @@
+# Two commands carry a fresh machine: `make demo` and `make test`. Both make their own virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test lint golden clean
+
+$(VENV)/core: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/test: requirements-test.txt $(VENV)/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+# Phantom radiographs -> pretraining -> GLoRI on it and on a random network -> report -> Hugging Face folder.
+demo: $(VENV)/core
+	rm -rf $(DEMO)
+	$(BIN)/python -m data_prep.build --reader=phantom --num_images=600 --canvas=160 --output=$(DEMO)/data
+	$(BIN)/python -m cxr_jax.train --config=configs/demo.py --workdir=$(DEMO)/pretrain --config.data.path=$(DEMO)/data
+	for network in teacher random; do \
+	  $(BIN)/python -m cxr_jax.train --config=configs/finetune/demo_glori.py --workdir=$(DEMO)/glori_$$network \
+	    --config.init_from=$(DEMO)/pretrain --config.init_network=$$network --config.data.path=$(DEMO)/data || exit $$?; \
+	done
+	$(BIN)/python -m cxr_jax.evaluate --config=configs/eval/head.py --workdir=$(DEMO)/report \
+	  --config.init_from=$(DEMO)/glori_teacher --config.baselines.runs="('$(DEMO)/glori_random',)"
+	$(BIN)/python -m cxr_jax.convert --input=$(DEMO)/pretrain --output=$(DEMO)/huggingface --format=hf
+	@echo "open $(DEMO)/report/report.html; the PyTorch checkpoint is $(DEMO)/huggingface"
+
+test: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(VENV)/test
+	$(BIN)/python -m tests.golden.rewrite
+
+clean:
+	rm -rf $(VENV) $(DEMO)
