@@ -35,7 +35,7 @@ def linear_schedule(start: float, end: float, steps: int) -> Schedule:
     """`start` to `end` over `steps` values, both ends included, then `end`."""
 
     def value(step):
-        return start + (end - start) * jnp.clip(step / max(steps - 1, 1), 0, 1)
+        return jnp.where(step < steps, start + (end - start) * (step / max(steps - 1, 1)), end)
 
     return value
 
