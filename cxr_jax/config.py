@@ -7,13 +7,16 @@ Exit codes: 0 done, 2 bad configuration or flags, 3 bad data, 4 saved and stoppe
 """
 
 import difflib
+import fcntl
 import inspect
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection
 from importlib import metadata
 from pathlib import Path
@@ -72,6 +75,15 @@ def start_distributed() -> None:
 
 def _fail(message: str, code: int) -> None:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    if jax.distributed.is_initialized():
+        # A normal exit waits for the other processes, which wait for this one in their next collective.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -79,27 +91,81 @@ def _parse(argv: list[str]) -> list[str]:
     """Parse flags; anything wrong with them or with the config file is one line and exit code 2."""
     try:
         rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise ConfigError(f"unexpected argument {rest[1]!r}; options are written --name=value")
-        return rest
+        # A config file that cannot be opened shows itself only when it is looked at.
+        _ = "config" in flags.FLAGS and flags.FLAGS.config.is_locked
     except flags.Error as error:
         _fail(_explain_flag(str(error)), EXIT_CONFIG)
-    except FileNotFoundError as error:
-        _fail(f"--config: no such file {error.filename!r}; legal are the files in configs/", EXIT_CONFIG)
-    except (ConfigError, AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError) as error:
-        _fail(f"--config: {error}", EXIT_CONFIG)
+    except Exception as error:  # whatever the user's config file raises
+        _fail(_explain_key(argv) or _explain_file(argv, error), EXIT_CONFIG)
+    if len(rest) > 1:
+        _fail(f"unexpected argument {rest[1]!r}; options are written --name=value", EXIT_CONFIG)
+    return rest
 
 
 def _explain_flag(message: str) -> str:
-    return message.replace("FATAL Flags parsing error: ", "").strip()
+    """absl's message, with what to do."""
+    message = message.replace("FATAL Flags parsing error: ", "").strip()
+    missing = re.findall(r"Flag --(\w+) must have a value other than None", message)
+    if missing:
+        return f"--{' and --'.join(missing)} missing; write " + " ".join(f"--{name}=..." for name in missing)
+    if "in argv before a value for --config" in message:
+        return f"{message}; put --config=FILE before --config.key=value"
+    if "Traceback" in message:
+        return f"{message.splitlines()[0]} {message.splitlines()[-1]}"
+    wrong = re.match(r"flag --config\.([\w.]+)=(.*?): (.*)", message, re.DOTALL)
+    found = flatten(flags.FLAGS["config"].value).get(wrong[1]) if wrong else None
+    if found is not None:
+        return f"config.{wrong[1]}={wrong[2]!r} is no {type(found).__name__}; legal are values such as {found!r}"
+    return message.removeprefix("flag ")
+
+
+def _explain_key(argv: list[str]) -> str | None:
+    """Which `--config.key` of the command line the config does not have, and the nearest that it has."""
+    try:
+        # absl drops the config when an override of it fails.
+        config = flags.FLAGS["config"].parser.parse(_config_file(argv))
+    except Exception:
+        return None
+    if not isinstance(config, ConfigDict):
+        return None
+    for name in (match[1] for arg in argv if (match := re.match(r"--?config\.([^=]+)", arg))):
+        section, walked = config, "config"
+        for part in name.split("."):
+            if isinstance(section, ConfigDict) and part in section:
+                section, walked = section[part], f"{walked}.{part}"
+                continue
+            near = difflib.get_close_matches(name, flatten(config), n=1)
+            hint = f"; did you mean config.{near[0]}?" if near else ""
+            legal = ", ".join(section) if isinstance(section, ConfigDict) else f"nothing below the value {section!r}"
+            return f"config.{name} is not a key of {walked}; legal are {legal}{hint}"
+    return None
+
+
+def _config_file(argv: list[str]) -> str:
+    arguments = iter(argv)
+    for name, _, value in (arg.partition("=") for arg in arguments):
+        if name.lstrip("-") == "config" and name.startswith("-"):
+            return value or next(arguments, "")
+    return ""
+
+
+def _explain_file(argv: list[str], error: Exception) -> str:
+    """What is wrong with the config file itself."""
+    file = _config_file(argv)
+    if isinstance(error, OSError):
+        why = "no such file" if not Path(file.partition(":")[0]).is_file() else str(error)
+        return f"--config={file}: {why}; legal are Python files with get_config(), for example configs/smoke.py"
+    frames = traceback.extract_tb(error.__traceback__)
+    at = next((frame.lineno for frame in reversed(frames) if Path(frame.filename).name == Path(file).name), None)
+    return f"--config={file}: {type(error).__name__}: {error}" + (f" (line {at})" if at else "")
 
 
 def run_entry(main: Callable[[], None]) -> None:
     """Parse flags, run `main()`, and turn our errors into one line on stderr and their exit code."""
 
     def guarded(_):
-        # Below ERROR, JAX lists accelerators it looked for in vain and Orbax tells a save in forty lines.
-        logging.set_verbosity(logging.ERROR)
+        # At INFO, JAX lists accelerators it looked for in vain and Orbax tells a save in forty lines.
+        logging.set_verbosity(logging.WARNING)
         try:
             main()
         except ConfigError as error:
@@ -108,8 +174,34 @@ def run_entry(main: Callable[[], None]) -> None:
             _fail(error, EXIT_DATA)
         except RunError as error:
             _fail(error, EXIT_ERROR)
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            _leave(EXIT_ERROR)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def lock_workdir(workdir: Path) -> None:
+    """Make `workdir` and hold it until this process ends, however it ends.
+
+    Raises ConfigError when it cannot be written, or another process trains in it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # Never closed: the kernel gives the lock back when the process is gone, so that a killed run leaves none.
+        lock = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"--workdir={workdir}: another process is training here; wait for it, stop it, or name another folder"
+        ) from None
+    except OSError as error:
+        logging.warning("%s: this file system has no locks (%s); start no second run here", workdir, error.strerror)
 
 
 def _parameters(function: Callable):
@@ -141,7 +233,9 @@ def call(function: Callable, prefix: str, kwargs: dict[str, Any], **given) -> An
     try:
         return function(**kwargs, **given)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.{prefix}: {error}") from error
+        # Some messages name their key themselves.
+        text = str(error)
+        raise ConfigError(f"config.{text}" if text.startswith(f"{prefix}.") else f"config.{prefix}: {text}") from error
 
 
 def require(condition: bool, message: str) -> None:

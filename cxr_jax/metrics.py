@@ -20,20 +20,29 @@ from tqdm import tqdm
 
 
 class Metrics:
-    """Writes the metrics of one run; `start_step` is the step that training continues from."""
+    """Writes the metrics of one run; `start_step` is the step that training continues from.
 
-    def __init__(self, workdir: Path, *, start_step: int, total_steps: int, tensorboard: bool = True):
-        self._path = workdir / "metrics.jsonl"
-        cut_back(self._path, start_step)
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step) if tensorboard else None
-        self._terminal = sys.stderr.isatty()
+    Of several processes only one may write; the others pass `writes=False` and are silent.
+    """
+
+    def __init__(
+        self, workdir: Path, *, start_step: int, total_steps: int, tensorboard: bool = True, writes: bool = True
+    ):
+        self._file = self._board = None
+        if writes:
+            path = workdir / "metrics.jsonl"
+            cut_back(path, start_step)
+            self._file = path.open("a")
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step) if tensorboard else None
+        self._terminal = writes and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=start_step, disable=not self._terminal, unit="step")
         self._total_steps, self._lines_every = total_steps, max(1, total_steps // 20)
         self._next_line = start_step
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the values of `step`. Values that are not finite are written as null and named in `nonfinite`."""
+        if not self._file:
+            return
         bad = sorted(name for name, value in values.items() if not math.isfinite(value))
         row = {"step": step} | {name: None if name in bad else value for name, value in values.items()}
         row |= {"nonfinite": bad} if bad else {}
@@ -55,7 +64,8 @@ class Metrics:
     def close(self) -> None:
         """Flush and close everything."""
         self._bar.close()
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._board:
             self._board.close()
 

@@ -32,7 +32,7 @@ from cxr_jax.models.vit import ViT
 from cxr_jax.objectives.base import Objective
 from cxr_jax.objectives.self_distillation import SelfDistillation
 from cxr_jax.objectives.supervised import HEADS, Supervised
-from cxr_jax.sharding import batch_sharding, data_shards, make_layout, make_mesh
+from cxr_jax.sharding import batch_sharding, data_shards, make_layout, make_mesh, replicated
 from cxr_jax.state import TrainState, abstract_state, init_state, make_step
 
 
@@ -59,12 +59,24 @@ def model_kwargs(config: ConfigDict) -> dict[str, Any]:
     return sizes | model | dtypes
 
 
+PAIRS = {
+    "objective": ("mask_ratio", "teacher_temperature", "ema"),
+    "crops": ("global_scale", "local_scale"),
+    "optim": ("betas", "weight_decay"),
+}
+
+
 def build_self_distillation(config: ConfigDict) -> Experiment:
     """DINO + iBOT + KoLeo with DINOv2's optimiser; fractions are of `total_steps`."""
     steps, batch = config.total_steps, config.batch_size
+    for section, names in PAIRS.items():
+        for name in names:
+            value = config[section][name]
+            require(len(value) == 2, f"config.{section}.{name}={tuple(value)} must be a pair of numbers")
+    require(config.crops.num_local >= 1, f"config.crops.num_local={config.crops.num_local} must be at least 1")
     model, dtypes = model_kwargs(config), named_dtypes(config)
     door.check_keys("crops", config.crops, multi_crop_recipes, CropRecipe, given=("blur_prob", "solarise_prob", "size"))
-    recipes = multi_crop_recipes(**config.crops.to_dict())
+    recipes = call(multi_crop_recipes, "crops", config.crops.to_dict())
     heads = {}
     for name, head in config.heads.items():
         door.check_keys(f"heads.{name}", head, ProjectionHead, given=("rngs", "width", *dtypes))
@@ -176,7 +188,21 @@ def build(config: ConfigDict) -> Experiment:
     """The experiment that `config.objective.name` asks for."""
     name = config.objective.name
     require(name in BUILDERS, f"config.objective.name={name!r}: legal are {', '.join(BUILDERS)}")
-    return BUILDERS[name](config)
+    experiment = BUILDERS[name](config)
+    # Shapes only: a model that cannot be built is told here, as a matter of the config.
+    call(jax.eval_shape, "model", {}, fun=experiment.objective.init, key=jax.random.key(0))
+    return experiment
+
+
+COUNTS = ("batch_size", "total_steps", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
+COUNTS += ("data.threads", "data.prefetch")
+
+
+def check_counts(config: ConfigDict) -> None:
+    """Refuse zero and negative numbers where something is counted."""
+    flat = door.flatten(config)
+    for key in COUNTS:
+        require(flat[key] >= 1, f"config.{key}={flat[key]} must be at least 1")
 
 
 # What may change between starting a run and continuing it, because no result depends on it.
@@ -208,18 +234,24 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
         saved = checkpoint.read_item(run, "targets" if network == "teacher" else "params")
         saved = {"targets": {"backbone": saved["backbone"]}}
     checkpoint.check_same_tree(checkpoint.shapes_by_path(saved), wanted, run)
-    return state.replace(
-        **jax.tree.map(lambda old, new: jax.device_put(new.astype(old.dtype), old.sharding), wanted, saved)
-    )
+
+    def place(old, new):
+        # Every process reads the file and places its own shards; device_put would compare whole arrays between them.
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index].astype(old.dtype))
+
+    return state.replace(**jax.tree.map(place, wanted, saved))
 
 
 def main() -> None:
     """Config -> mesh, data, objective, state -> loop."""
     config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir)
+    door.start_distributed()
+    first_process = jax.process_index() == 0
     if "float64" in config.dtypes.values():
         jax.config.update("jax_enable_x64", True)
     mesh = call(make_mesh, "mesh", dict(config.mesh))
     shards, batch_size = data_shards(mesh), config.batch_size
+    check_counts(config)
     require(
         batch_size % shards == 0,
         f"config.batch_size={batch_size} must be a multiple of {shards}, the devices that share it",
@@ -228,7 +260,7 @@ def main() -> None:
     objective, tx = experiment.objective, experiment.tx
     group = getattr(objective, "group_size", 1)
     require(
-        batch_size // shards % group == 0,
+        group >= 1 and batch_size // shards % group == 0,
         f"config.objective.group_size={group} must divide the {batch_size // shards} images of each device",
     )
     require(bool(config.data.path), "config.data.path is empty; name a dataset folder made by data_prep.build")
@@ -237,6 +269,8 @@ def main() -> None:
 
     key = jax.random.key(config.seed)
     init_key, step_key = jax.random.split(key)
+    if first_process:
+        door.lock_workdir(workdir)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
     meta = {
         **experiment.meta,
@@ -265,10 +299,15 @@ def main() -> None:
         state, saved = checkpoints.restore(abstract_state(objective, tx, mesh))
         meta["data_skip"] = saved["data_skip"]
     first = int(state.step)
-    door.write_run_json(workdir, config, {"resumed_from_step": first, "fingerprint": meta["fingerprint"]})
-    print(
-        f"{workdir}: step {first} of {config.total_steps}, {len(split)} images, batch {batch_size} on {shards} devices"
-    )
+    if first_process:
+        print(
+            f"{workdir}: step {first} of {config.total_steps}, {len(split)} images, "
+            f"batch {batch_size} on {mesh.size} devices"
+        )
+    if first >= config.total_steps:
+        return
+    if first_process:
+        door.write_run_json(workdir, config, {"resumed_from_step": first, "fingerprint": meta["fingerprint"]})
 
     batches = partial(
         train_batches,
@@ -282,14 +321,21 @@ def main() -> None:
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
-    sheet = workdir / "examples" / "first_batch.png"
-    if not sheet.exists():
-        batch = next(batches())
-        rows = jax.jit(objective.pictures)(batch, jax.random.fold_in(step_key, 0))
-        write_contact_sheet(sheet, [[np.asarray(image) for image in row] for row in rows])
+    if first == 0:
+        # Every process takes part in the computation; its result is on every device.
+        pictures = jax.jit(objective.pictures, out_shardings=replicated(mesh))
+        rows = jax.device_get(pictures(next(batches()), jax.random.fold_in(step_key, 0)))
+        if first_process:
+            write_contact_sheet(workdir / "examples" / "first_batch.png", rows)
 
     layout = make_layout(mesh, config.dtypes.compute)
-    metrics = Metrics(workdir, start_step=first, total_steps=config.total_steps, tensorboard=config.log.tensorboard)
+    metrics = Metrics(
+        workdir,
+        start_step=first,
+        total_steps=config.total_steps,
+        tensorboard=config.log.tensorboard,
+        writes=first_process,
+    )
     try:
         loop.run(
             state,

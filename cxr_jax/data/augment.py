@@ -159,6 +159,8 @@ def multi_crop_recipes(
     **options,
 ) -> tuple[CropRecipe, ...]:
     """DINOv2's two global crops and `num_local` local ones; `options` go to every `CropRecipe`."""
+    if blur_probs not in BLUR_PROBS:
+        raise ValueError(f"blur_probs={blur_probs!r}: legal are {', '.join(BLUR_PROBS)}")
     first, second, local = BLUR_PROBS[blur_probs]
     make = partial(CropRecipe, **options)
     return (
