@@ -22,7 +22,7 @@ from cxr_jax.train import dino_optimiser
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch; requirements-test.txt installs it")
 
-from torch_self_distillation import loss_terms, sinkhorn, to_torch  # noqa: E402, I001
+from torch_self_distillation import loss_terms, sinkhorn, to_torch  # noqa: E402
 
 IMAGES, GROUP, LOCAL, DROP_PATH = 4, 2, 3, 0.3
 GRID = 4
@@ -286,3 +286,29 @@ def test_four_training_steps_equal_pytorch():
         assert lr > 0 and int(state.health["skipped_updates"]) == 0
         assert_close_leaves(flatten(state.params), trainer.stacked(), 1e-8)
         assert_close_leaves(flatten(state.targets), teacher, 1e-8)
+
+
+def test_softmax_centring_uses_the_centres_of_the_steps_before():
+    """Loss from the old centres, then `0.9 centre + 0.1 mean logits` for the next step."""
+    with jax.enable_x64(True):
+        objective = make_objective(centring="softmax")
+        params, targets, batch = random_params(objective, 1), random_params(objective, 2), make_batch("float64")
+        rng = np.random.default_rng(0)
+        centres = {"dino_head": 0.1 * rng.standard_normal(10), "ibot_head": 0.1 * rng.standard_normal(14)}
+        key, step = jax.random.key(7), jnp.asarray(1)
+        loss, aux = jax.jit(objective.loss)(params, targets | {"centres": centres}, batch, key, step)
+        updated = objective.update_targets(targets | {"centres": centres}, params, aux.carry, step)["centres"]
+
+        seen, temperature = {}, float(objective.teacher_temperature(step))
+
+        def assign(name, logits):
+            seen[name] = logits.mean(0).numpy()
+            return torch.softmax((logits - torch.tensor(centres[name])) / temperature, -1)
+
+        views, kept = reference_inputs(objective, batch, key)
+        with torch.no_grad():
+            terms = loss_terms(to_torch(flatten(params)), to_torch(flatten(targets)), views, kept, objective, assign)
+        assert float(loss) == pytest.approx(terms["loss"].item(), rel=1e-8)
+        for name, centre in centres.items():
+            np.testing.assert_allclose(updated[name], 0.9 * centre + 0.1 * seen[name], rtol=1e-8)
+        assert not objective.init_targets(params)["centres"]["dino_head"].any()

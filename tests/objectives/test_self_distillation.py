@@ -1,0 +1,142 @@
+"""What the objective adds around its losses: views from the step's key, weights, the EMA teacher, refusals.
+
+The value of the loss and its gradients are compared with PyTorch in tests/parity/test_objective_torch.py.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxr_jax.data.augment import multi_crop_recipes, random_crops
+from cxr_jax.data.masking import block_masks
+from cxr_jax.objectives.self_distillation import SelfDistillation
+from cxr_jax.optim import cosine_schedule, linear_schedule
+
+IMAGES = 4
+CROPS = multi_crop_recipes(
+    global_size=16,
+    local_size=8,
+    num_local=2,
+    global_scale=(0.32, 1.0),
+    local_scale=(0.05, 0.32),
+    blur_probs="as_released",
+    jitter_prob=0.0,
+)
+MODEL = {"image_size": 16, "patch_size": 4, "width": 8, "depth": 1, "num_heads": 1, "num_registers": 1}
+HEAD = {"width": 8, "hidden": 8, "bottleneck": 4, "num_prototypes": 6}
+OBJECTIVE = SelfDistillation(
+    model=MODEL,
+    heads={"dino_head": HEAD, "ibot_head": HEAD},
+    crops=CROPS,
+    group_size=2,
+    mask_ratio=(0.1, 0.5),
+    dino_weight=1.0,
+    ibot_weight=3.0,
+    koleo_weight=0.1,
+    student_temperature=0.1,
+    teacher_temperature=linear_schedule(0.04, 0.07, 3),
+    ema=cosine_schedule(0.9, 1.0, 10),
+)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (IMAGES, 24, 24)), jnp.uint8),
+        "size": jnp.array([[24, 24], [20, 24], [24, 18], [22, 21]], jnp.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(OBJECTIVE.init)(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def views(batch):
+    return jax.jit(OBJECTIVE.views)(batch, jax.random.key(5))
+
+
+def test_rows_are_image_major(batch, views):
+    """Global row 2i + c is crop c of image i, local row l i + c likewise, masks are those of their group."""
+    key_crops, key_masks = jax.random.split(jax.random.key(5))
+    crops = jax.jit(lambda *a: random_crops(*a, CROPS))(key_crops, batch["image"], batch["size"])
+    global_crops, local_crops, mask, positions, weights = views
+    for i in range(IMAGES):
+        for c in range(2):
+            np.testing.assert_allclose(global_crops[2 * i + c], crops[c][i], atol=1e-5)
+            np.testing.assert_allclose(local_crops[2 * i + c], crops[2 + c][i], atol=1e-5)
+    expected = block_masks(key_masks, num_groups=2, num_crops=4, grid=4, mask_ratio=(0.1, 0.5))
+    np.testing.assert_array_equal(mask, expected[0].reshape(2 * IMAGES, -1))
+    np.testing.assert_array_equal(positions, expected[1])
+    np.testing.assert_array_equal(weights, expected[2])
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms_on_the_views_of_its_key(batch, params, views):
+    """Views are drawn from the first half of the step's key; the spy hands out others, to save their compilation."""
+
+    class Spy(SelfDistillation):
+        def views(self, batch, key, layout):
+            drawn_from.append(jax.random.key_data(key))
+            return views
+
+    drawn_from = []
+    fields = {field.name: getattr(OBJECTIVE, field.name) for field in dataclasses.fields(OBJECTIVE)}
+    objective = Spy(**fields)
+
+    @jax.jit
+    def run(key):
+        loss, aux = objective.loss(params, params, batch, key, jnp.asarray(1))
+        return loss, aux, drawn_from[-1]
+
+    loss, aux, used = run(jax.random.key(9))
+    np.testing.assert_array_equal(used, jax.random.key_data(jax.random.split(jax.random.key(9))[0]))
+    terms = {name: float(value) for name, value in aux.metrics.items()}
+    total = terms["dino_local_loss"] + terms["dino_global_loss"] + 3 * terms["ibot_loss"] + 0.1 * terms["koleo_loss"]
+    assert float(loss) == pytest.approx(total, rel=1e-5)
+    assert terms["teacher_temperature"] == pytest.approx(0.055, rel=1e-5) and aux.carry == {}
+
+
+@pytest.mark.parametrize("step", [0, 3, 9, 10])
+def test_the_teacher_follows_with_the_momentum_of_the_step(params, step):
+    targets = jax.tree.map(lambda x: jnp.full_like(x, 2.0), params)
+    momentum = 1.0 - 0.1 * 0.5 * (1 + np.cos(np.pi * step / 10))
+    updated = OBJECTIVE.update_targets(targets, params, {}, jnp.asarray(step))
+    for new, student in zip(jax.tree.leaves(updated), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(new, momentum * 2.0 + (1 - momentum) * np.asarray(student), rtol=1e-5, atol=1e-6)
+
+
+def test_the_teacher_starts_as_a_copy_in_other_buffers(params):
+    targets = OBJECTIVE.init_targets(params)
+    assert jax.tree.structure(targets) == jax.tree.structure(params)
+    for a, b in zip(jax.tree.leaves(targets), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()
+
+
+def test_features_come_from_the_named_network(params):
+    images = jnp.asarray(np.random.default_rng(1).standard_normal((2, 16, 16)), jnp.float32)
+    other = jax.tree.map(lambda x: 2.0 * x, params)
+    teacher = OBJECTIVE.features(params, other, images)
+    student = OBJECTIVE.features(other, params, images, network="student")
+    np.testing.assert_array_equal(teacher.cls, student.cls)
+    assert not np.allclose(teacher.cls, OBJECTIVE.features(params, other, images, network="student").cls)
+    with pytest.raises(ValueError, match="teacher, student"):
+        OBJECTIVE.features(params, other, images, network="ema")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"centring": "sinkhorm"}, "sinkhorn, softmax"),
+        ({"group_size": 1}, "at least 2"),
+        ({"model": MODEL | {"patch_size": 6}}, "patch_size=6"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(OBJECTIVE, **changes)
