@@ -40,6 +40,10 @@ class Checkpoints:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
+    def meta(self) -> dict[str, Any]:
+        """What the newest checkpoint says about itself."""
+        return self._manager.restore(self.latest_step(), args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Start saving; returns once the arrays are copied, bytes are written behind."""
         step = int(state.step)

@@ -191,7 +191,7 @@ def lock_workdir(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # Never closed: the kernel gives the lock back when the process is gone, so that a killed run leaves none.
-        lock = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
+        lock = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
         raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder") from None
     try:

@@ -290,7 +290,7 @@ def main() -> None:
         if config.init_from:
             state = start_from(config, state)
     else:
-        saved = checkpoint.read_meta(workdir)
+        saved = checkpoints.meta()
         check_same_config(saved["config"], config, workdir)
         require(
             saved["fingerprint"] == meta["fingerprint"],

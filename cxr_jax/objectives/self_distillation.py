@@ -223,7 +223,8 @@ class SelfDistillation:
 def prototype_use(assigned: Float[Array, "rows k"]) -> Float[Array, ""]:
     """Share of prototypes that some row likes best, of those that could be (k or the number of rows, if fewer)."""
     rows, k = assigned.shape
-    best = jnp.zeros((k,)).at[jnp.argmax(assigned, axis=-1)].set(1.0)
+    # By comparison: scattering the rows' argmax would gather all rows on every device.
+    best = (assigned == assigned.max(-1, keepdims=True)).any(0)
     return best.sum() / min(rows, k)
 
 
