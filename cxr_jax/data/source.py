@@ -27,7 +27,7 @@ class Split:
     """Rows of one split: `records[rows[i]]` is its i-th record, images undecoded."""
 
     records: Any
-    rows: Sequence[int]
+    rows: Sequence[int] | np.ndarray
     manifest: Manifest
     name: str
 
@@ -89,7 +89,7 @@ def open_split(path: str, split: str, *, where: Mapping[str, str] | None = None,
     if split not in builder.info.splits:
         raise DataError(f"{path}: has no split {split!r}; it has {', '.join(builder.info.splits)}")
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    rows: Sequence[int] = range(len(records))
+    rows: Sequence[int] | np.ndarray = range(len(records))
     check_targets(targets, manifest.vocabulary)
     for field in where or {}:
         if field not in ("source", "view", "sex"):
