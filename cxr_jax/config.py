@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,7 @@ def _parameters(function: Callable):
     return inspect.signature(constructor).parameters.values()
 
 
-def check_keys(prefix: str, kwargs: dict[str, Any], *functions: Callable, given: Collection[str] = ()) -> None:
+def check_keys(prefix: str, kwargs: Iterable[str], *functions: Callable, given: Collection[str] = ()) -> None:
     """Raise ConfigError for a key of a config section that none of `functions` takes by name, or that is `given`."""
     legal = sorted(
         parameter.name
