@@ -55,7 +55,8 @@ def block_masks(
     """Masks for `num_groups` groups of `num_crops` global crops on a `grid x grid` patch grid.
 
     Returns the mask, the positions of its hidden patches in the group's `crops * n` patches (rising, exactly m of
-    them), and for each the weight 1 / (hidden patches of its crop) in `dtype`. The draws of a group depend on its number alone.
+    them), and for each the weight 1 / (hidden patches of its crop) in `dtype`. The draws of a group depend on its
+    number alone.
     """
     patches = grid * grid
     counts = mask_counts(num_crops, patches, mask_ratio)

@@ -94,7 +94,7 @@ def test_labels_are_one_zero_or_unknown_as_recorded(split, sharding):
     targets = ("Effusion", "sex:F")
     (batch,) = train(split, sharding, targets=targets, total_steps=1)
     column = split.manifest.vocabulary.index("Effusion")
-    for row, position in enumerate(np.asarray(batch["index"])):
+    for row, position in enumerate(batch["index"].tolist()):
         record = split[position]
         sex = record["sex"].decode() if isinstance(record["sex"], bytes) else record["sex"]
         assert list(np.asarray(batch["labels"][row])) == [record["labels"][column], int(sex == "F")]
