@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from cxr_jax.config import ConfigError
 from cxr_jax.sharding import path_name
@@ -126,9 +127,15 @@ def _handlers(arrays: Callable) -> dict[str, Any]:
 
 
 def _reader(run_dir: str | Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(read_only=True, create=False)
-    folder = Path(run_dir).absolute() / FOLDER
-    return ocp.CheckpointManager(folder, options=options, item_handlers=_handlers(ocp.PyTreeCheckpointHandler))
+    folder, handlers = Path(run_dir).absolute() / FOLDER, _handlers(ocp.PyTreeCheckpointHandler)
+    verbosity = logging.get_verbosity()
+    # Orbax warns twice that what is opened read-only is read-only.
+    logging.set_verbosity(logging.ERROR)
+    try:
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def read_meta(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:

@@ -46,8 +46,13 @@ class Experiment:
     meta: dict[str, Any]
 
 
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
 def named_dtypes(config: ConfigDict) -> dict[str, str]:
     """`{"param_dtype": ...}` from `config.dtypes`."""
+    for name, value in config.dtypes.items():
+        require(value in DTYPES, f"config.dtypes.{name}={value!r}: legal are {', '.join(DTYPES)}")
     return {f"{name}_dtype": value for name, value in config.dtypes.items()}
 
 

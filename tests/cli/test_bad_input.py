@@ -1,0 +1,179 @@
+"""Bad input is one line on stderr that names what is wrong, and exit code 2 (configuration) or 3 (data).
+
+All command lines go through the real entries (`forked_entries`).
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tensorflow_datasets as tfds
+
+from configs import smoke
+from cxr_jax import train
+from cxr_jax.checkpoint import Checkpoints
+from cxr_jax.data.records import features, read_manifest
+from cxr_jax.sharding import make_mesh
+from cxr_jax.state import abstract_state
+from data_prep.dataset_writer import DatasetWriter
+
+ROOT = Path(__file__).parents[2]
+CONFIG, DATA = 2, 3
+SMOKE = ["--config=configs/smoke.py", "--workdir={tmp}/run"]
+RUN = [*SMOKE, "--config.data.path={data}"]
+HEAD = ["--config=configs/finetune/linear.py", "--workdir={tmp}/run", "--config.data.path={data}"]
+TARGET = "--config.data.targets=('Cardiomegaly',)"
+EVAL = ["--config=configs/eval/linear.py", "--workdir={tmp}/run", "--config.data.path={data}"]
+
+# name: (entry, arguments, exit code, words that the one line must hold)
+CASES = {
+    "key_at_top": ("train", [*RUN, "--config.batchsize=8"], CONFIG, ("batchsize", "did you mean config.batch_size")),
+    "key_nested": ("train", [*RUN, "--config.log.every_step=1"], CONFIG, ("config.log.every_steps",)),
+    "key_in_model": ("train", [*RUN, "--config.model.depht=1"], CONFIG, ("config.model.depht", "config.model.depth")),
+    "key_in_crops": ("train", [*RUN, "--config.crops.lokal_size=32"], CONFIG, ("config.crops.local_size", "num_local")),
+    "key_elsewhere": ("train", [*RUN, "--config.local_size=32"], CONFIG, ("did you mean config.crops.local_size",)),
+    "key_below_value": ("train", [*RUN, "--config.seed.x=32"], CONFIG, ("config.seed.x", "nothing below")),
+    "type": ("train", [*RUN, "--config.batch_size=many"], CONFIG, ("config.batch_size='many'", "int")),
+    "type_bool": ("train", [*RUN, "--config.model.scan=perhaps"], CONFIG, ("config.model.scan", "bool")),
+    "section": ("train", [*RUN, "--config.model=3"], CONFIG, ("config.model",)),
+    "no_config": ("train", ["--workdir={tmp}/run"], CONFIG, ("--config",)),
+    "config_absent": ("train", ["--config=configs/nope.py", "--workdir={tmp}/run"], CONFIG, ("configs/nope.py",)),
+    "config_raises": ("train", ["--config={tmp}/raises.py", "--workdir={tmp}/run"], CONFIG, ("raises.py", "line 2")),
+    "config_empty": ("train", ["--config={tmp}/empty.py", "--workdir={tmp}/run"], CONFIG, ("get_config",)),
+    "config_last": ("train", ["--config.seed=1", *SMOKE], CONFIG, ("put --config=FILE before",)),
+    "no_workdir": ("train", SMOKE[:1], CONFIG, ("--workdir",)),
+    "flag": ("train", [*RUN, "--wrkdir=x"], CONFIG, ("wrkdir",)),
+    "argument": ("train", [*RUN, "more"], CONFIG, ("'more'", "--name=value")),
+    "workdir_unwritable": (
+        "train",
+        ["--config=configs/smoke.py", "--workdir={tmp}/empty.py/run", "--config.data.path={data}"],
+        CONFIG,
+        ("--workdir", "cannot be written"),
+    ),
+    "batch_size": ("train", [*RUN, "--config.batch_size=12"], CONFIG, ("config.batch_size=12", "multiple of 8")),
+    "batch_size_zero": ("train", [*RUN, "--config.batch_size=0"], CONFIG, ("config.batch_size=0", "at least 1")),
+    "every_steps_zero": ("train", [*RUN, "--config.log.every_steps=0"], CONFIG, ("config.log.every_steps=0",)),
+    "group_size": ("train", [*RUN, "--config.objective.group_size=3"], CONFIG, ("group_size=3", "2 images")),
+    "mesh": ("train", [*RUN, "--config.mesh.fsdp=3"], CONFIG, ("fsdp=3", "8 devices")),
+    "crop_size": ("train", [*RUN, "--config.crops.local_size=40"], CONFIG, ("40 px", "patch_size=16")),
+    "variant": ("train", [*RUN, "--config.model.variant=vit_xxl"], CONFIG, ("vit_xxl", "vit_l16")),
+    "ffn": ("train", [*RUN, "--config.model.ffn=moe"], CONFIG, ("moe", "swiglu, mlp")),
+    "blur": ("train", [*RUN, "--config.crops.blur_probs=none"], CONFIG, ("blur_probs", "as_released")),
+    "pair": ("train", [*RUN, "--config.objective.ema=(0.9,)"], CONFIG, ("config.objective.ema", "pair")),
+    "objective": ("train", [*RUN, "--config.objective.name=jepa"], CONFIG, ("jepa", "self_distillation")),
+    "dtype": ("train", [*RUN, "--config.dtypes.compute=float7"], CONFIG, ("float7",)),
+    "init_from_no_run": ("train", [*RUN, "--config.init_from={tmp}/nowhere"], CONFIG, ("nowhere", "no checkpoints")),
+    "init_from_other": ("train", [*RUN, "--config.init_from={tmp}/other_run"], CONFIG, ("other_run", "architecture")),
+    "processes": ("train", [*RUN, "--num_processes=2"], CONFIG, ("--coordinator_address", "--process_id")),
+    "data_empty": ("train", SMOKE, CONFIG, ("config.data.path", "data_prep.build")),
+    "data_missing": ("train", [*SMOKE, "--config.data.path={tmp}/nowhere"], DATA, ("nowhere", "data_prep.build")),
+    "data_unfinished": ("train", [*SMOKE, "--config.data.path={tmp}/unfinished"], DATA, ("did not finish",)),
+    "data_other": ("train", [*SMOKE, "--config.data.path={tmp}/other_run"], DATA, ("other_run", "manifest.json")),
+    "split": ("train", [*RUN, "--config.data.split=dev"], DATA, ("'dev'", "train, val, test")),
+    "nothing_left": ("train", [*RUN, "--config.data.where.source=mars"], DATA, ("mars", "no records")),
+    "damaged_jpeg": ("train", [*SMOKE, "--config.data.path={tmp}/damaged"], DATA, ("damaged JPEG",)),
+    "target": ("train", [*HEAD, "--config.init_from={tmp}/other_run", "--config.head.blocks=1",
+                         "--config.data.targets=('Lupus',)"], DATA, ("Lupus", "Cardiomegaly")),
+    "targets_empty": ("train", [*HEAD, "--config.init_from={tmp}/other_run"], CONFIG, ("config.data.targets",)),
+    "head_from_nothing": ("train", [*HEAD, TARGET], CONFIG, ("config.init_from",)),
+    "head_network": ("train", [*HEAD, TARGET, "--config.init_network=pupil"], CONFIG, ("config.init_",)),
+    "head_blocks": ("train", [*HEAD, TARGET, "--config.init_from={tmp}/other_run"], CONFIG, ("config.head.blocks=4",)),
+    "evaluate_key": ("evaluate", [*EVAL, "--config.protocoll=x"], CONFIG, ("did you mean config.protocol",)),
+    "evaluate_nothing": ("evaluate", [*EVAL, TARGET], CONFIG, ("config.init_from",)),
+    "evaluate_no_run": ("evaluate", [*EVAL, TARGET, "--config.init_from={tmp}/nowhere"], CONFIG, ("nowhere",)),
+    "evaluate_target": ("evaluate", [*EVAL, "--config.init_from={tmp}/other_run", "--config.data.targets=('Lupus',)"],
+                        DATA, ("Lupus",)),
+    "convert_nothing": ("convert", [], CONFIG, ("--input", "--output")),
+    "convert_no_run": ("convert", ["--input={tmp}/nowhere", "--output={tmp}/out"], CONFIG, ("nowhere",)),
+    "convert_flag": ("convert", ["--input={tmp}/other_run", "--output={tmp}/out", "--fromat=hf"], CONFIG, ("fromat",)),
+}  # fmt: skip
+
+
+def write_other_run(workdir: Path) -> None:
+    """A finished checkpoint of a narrower, shallower model, all zeros."""
+    config = smoke.get_config()
+    config.model.update(image_size=32, width=32, depth=1)
+    experiment = train.build(config)
+    shapes = abstract_state(experiment.objective, experiment.tx, make_mesh(devices=jax.devices()[:1]))
+    checkpoints = Checkpoints(workdir)
+    meta = {
+        **experiment.meta,
+        "config": config.to_dict(),
+        "geometry": {"fit": "pad", "image_size": 32, "mean": 0.5, "std": 0.25},
+        "fingerprint": "",
+        "vocabulary": [],
+        "data_skip": 0,
+    }
+    checkpoints.save(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), meta)
+    checkpoints.close()
+
+
+def write_damaged(dataset: Path, output: Path) -> None:
+    """The dataset with every JPEG cut short, as a broken copy before the build would leave them."""
+    manifest = read_manifest(dataset)
+    serializer = features(len(manifest.vocabulary)).get_serialized_info
+    builder = tfds.builder_from_directory(dataset)
+    source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    from tensorflow_datasets.core import example_serializer
+
+    serializer = example_serializer.ExampleSerializer(serializer())
+    with DatasetWriter(output, manifest.name, 1 << 28, overwrite=False) as writer:
+        for record in source:
+            record = {**record, "image": record["image"][:-300]}
+            example = features(len(manifest.vocabulary)).encode_example(record)
+            writer.add("train", serializer.get_tf_example(example).SerializeToString())
+        writer.finish(dataclasses.replace(manifest, shards={}, fingerprint=""))
+
+
+@pytest.fixture(scope="module")
+def answers(phantom_dataset, tmp_path_factory) -> dict[str, dict]:
+    tmp = tmp_path_factory.mktemp("cli")
+    (tmp / "raises.py").write_text("def get_config():\n    return undefined_name\n")
+    (tmp / "empty.py").write_text("")
+    (tmp / "unfinished").mkdir()
+    for file in phantom_dataset.iterdir():
+        if file.name != "manifest.json":
+            shutil.copy(file, tmp / "unfinished")
+    write_other_run(tmp / "other_run")
+    write_damaged(phantom_dataset, tmp / "damaged")
+    cases = [
+        (f"cxr_jax.{entry}", [argument.format(tmp=tmp, data=phantom_dataset) for argument in arguments])
+        for entry, arguments, _, _ in CASES.values()
+    ]
+    run = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "forked_entries.py")],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    return dict(zip(CASES, json.loads(run.stdout), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_and_an_exit_code(answers, name):
+    _, _, code, words = CASES[name]
+    answer = answers[name]
+    assert answer["code"] == code, answer["stderr"]
+    (line,) = answer["stderr"].strip().splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+def test_a_real_process_behaves_the_same(phantom_dataset, tmp_path):
+    """Once without the fork: the exit code is the process's."""
+    command = [sys.executable, "-m", "cxr_jax.train", "--config=configs/smoke.py", f"--workdir={tmp_path}"]
+    run = subprocess.run([*command, "--config.batchsize=8"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert run.returncode == CONFIG
+    assert run.stderr.startswith("error: config.batchsize is not a key") and run.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
