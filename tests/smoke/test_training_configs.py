@@ -1,0 +1,104 @@
+"""Every training config, shrunk, takes two steps through the entry's own `main`, on eight fake devices.
+
+Sections and switches are those of the config; only sizes are cut, so that a config whose parts do not fit together
+fails here in seconds instead of on a pod.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cxr_jax import checkpoint, train
+from cxr_jax import config as door
+
+ROOT = Path(__file__).parents[2]
+PRETRAINING = ("smoke", "demo", *(f"pretrain/{path.stem}" for path in sorted((ROOT / "configs/pretrain").glob("*.py"))))
+FINETUNING = tuple(f"finetune/{path.stem}" for path in sorted((ROOT / "configs/finetune").glob("*.py")))
+STEPS, BATCH = 2, 16
+
+
+def names(candidates):
+    return [name for name in candidates if not name.endswith("__init__") and (ROOT / f"configs/{name}.py").exists()]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location("config_under_test", ROOT / f"configs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def shrink(config, dataset):
+    """Sizes that fit a test, in every section that a config may have."""
+    config.batch_size, config.total_steps, config.data.path = BATCH, STEPS, str(dataset)
+    config.data.where.update(source="", view="", sex="")
+    config.log.update(every_steps=1, tensorboard=False)
+    if "model" in config:
+        config.model.update(image_size=16)
+        config.model.update({"width": 16, "depth": 2, "num_heads": 2, "patch_size": 8})
+        config.crops.update(global_size=16, local_size=8, num_local=2)
+        config.objective.group_size = 2
+        for head in config.heads.values():
+            head.update(hidden=16, bottleneck=8, num_prototypes=16)
+    if "head" in config:
+        config.data.targets = ("Effusion", "Nodule")
+        config.head.blocks = 2
+        if config.head.name == "glori":
+            config.head.update(decoder_width=16, num_heads=2, ffn_width=16)
+    config.lock()
+    return config
+
+
+def run(config, workdir, monkeypatch):
+    """`python -m cxr_jax.train` without the command line."""
+    monkeypatch.setattr(train, "flags", SimpleNamespace(FLAGS=SimpleNamespace(config=config, workdir=str(workdir))))
+    monkeypatch.setattr(door, "overrides", dict)
+    monkeypatch.setattr(door, "start_distributed", lambda: None, raising=False)
+    train.main()
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def check(workdir, lines, term):
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    for line in lines:
+        for name in ("loss", term, "learning_rate", "grad_norm", "images_per_sec", "data_wait_frac"):
+            assert np.isfinite(line[name]), f"{name} at step {line['step']}"
+        assert line["skipped_updates"] == 0
+    assert (workdir / "run.json").exists() and (workdir / "examples" / "first_batch.png").exists()
+    assert checkpoint.read_meta(workdir)["step"] == STEPS
+
+
+@pytest.fixture(scope="module")
+def pretrained(phantom_dataset, tmp_path_factory):
+    """The run that fine-tuning starts from, made by the smoke config."""
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        lines = run(shrink(load("smoke"), phantom_dataset), workdir, monkeypatch)
+    return workdir, lines
+
+
+def test_the_smoke_config_trains(pretrained):
+    check(*pretrained, "koleo_loss")
+
+
+@pytest.mark.parametrize("name", [name for name in names(PRETRAINING) if name != "smoke"])
+def test_pretraining_configs_train(name, phantom_dataset, tmp_path, monkeypatch):
+    config = shrink(load(name), phantom_dataset)
+    check(tmp_path / "run", run(config, tmp_path / "run", monkeypatch), "ibot_loss")
+
+
+@pytest.mark.parametrize("name", names(FINETUNING))
+def test_finetuning_configs_train(name, pretrained, phantom_dataset, tmp_path, monkeypatch):
+    config = load(name)
+    config.init_from = str(pretrained[0])
+    config = shrink(config, phantom_dataset)
+    lines = run(config, tmp_path / "run", monkeypatch)
+    check(tmp_path / "run", lines, "bce_best")
+    before, after = (
+        checkpoint.read_item(folder, "targets")["backbone"] for folder in (pretrained[0], tmp_path / "run")
+    )
+    np.testing.assert_array_equal(before["blocks"]["attn"]["qkv"]["kernel"], after["blocks"]["attn"]["qkv"]["kernel"])
