@@ -41,15 +41,19 @@ class RunError(Exception):
 
 
 def define_flags() -> None:
-    """`--config`, `--workdir` and the place among several processes, for the entries that have them."""
+    """`--config` and `--workdir`, for the entries that have them."""
     config_flags.DEFINE_config_file("config", None, "Config file, for example configs/smoke.py.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Run directory; made if absent, continued if it holds checkpoints.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def define_process_flags() -> None:
+    """A process's place among several, for the entries that run in several; see `start_distributed`."""
     flags.DEFINE_string(
         "coordinator_address", None, "host:port of process 0 of several; `auto` asks the cluster (TPU pod, Slurm, GKE)."
     )
     flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Which of them this is, 0 .. num_processes - 1.", lower_bound=0)
-    flags.mark_flags_as_required(["config", "workdir"])
 
 
 def start_distributed() -> None:

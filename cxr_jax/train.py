@@ -362,4 +362,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     door.define_flags()
+    door.define_process_flags()
     door.run_entry(main)

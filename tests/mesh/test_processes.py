@@ -1,0 +1,125 @@
+"""Several real processes on this machine, started by `launch.local`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "batch_size": 8,
+    "total_steps": 4,
+    "model.image_size": 32,
+    "model.width": 32,
+    "model.layer_scale": 1.0,
+    "crops.global_size": 32,
+    "crops.local_size": 16,
+    "crops.num_local": 1,
+    "objective.group_size": 2,
+    "heads.dino_head.num_prototypes": 64,
+    "heads.ibot_head.num_prototypes": 64,
+    "checkpoint.every_steps": 2,
+    "log.every_steps": 1,
+    "log.tensorboard": False,
+}
+
+
+def launch(*command: str, processes: int = 2, devices: int = 2, grace_secs: float = 30) -> subprocess.Popen:
+    """`command` under launch.local, compiled without optimisation."""
+    flags = [f"--processes={processes}", f"--devices_per_process={devices}", f"--grace_secs={grace_secs}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.local", *flags, "--", sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def script(tmp_path: Path, body: str) -> str:
+    """A program that knows its process number as `me`."""
+    file = tmp_path / "program.py"
+    file.write_text("import os, signal, sys, time\nme = int(sys.argv[-1].partition('=')[2])\n" + body)
+    return str(file)
+
+
+def train(workdir: Path, dataset: Path, processes: int, devices: int) -> list[dict]:
+    """metrics.jsonl of a tiny run."""
+    values = [f"--config.{key}={value}" for key, value in TINY.items()]
+    command = [
+        "-m",
+        "cxr_jax.train",
+        "--config=configs/smoke.py",
+        f"--workdir={workdir}",
+        f"--config.data.path={dataset}",
+    ]
+    job = launch(*command, *values, processes=processes, devices=devices)
+    out, err = job.communicate(timeout=400)
+    assert job.returncode == 0, err
+    assert out.count("step 0 of 4") == 1, "only process 0 speaks"
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_like_one(phantom_dataset, tmp_path):
+    """The same four devices in one process and in two; also one set of files, written by process 0."""
+    one = train(tmp_path / "one", phantom_dataset, processes=1, devices=4)
+    two = train(tmp_path / "two", phantom_dataset, processes=2, devices=2)
+    assert [row["step"] for row in two] == [0, 1, 2, 3]
+    for row, other in zip(two, one, strict=True):
+        for name in ("loss", "dino_global_loss", "ibot_loss", "koleo_loss"):
+            assert row[name] == pytest.approx(other[name], rel=1e-5), (row["step"], name)
+    run = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert run["environment"]["devices"] == {"kind": "cpu", "count": 4, "processes": 2}
+    assert sorted(p.name for p in (tmp_path / "two" / "checkpoints").iterdir()) == ["2", "4"]
+    pictures = [(tmp_path / run / "examples" / "first_batch.png").read_bytes() for run in ("one", "two")]
+    assert pictures[0] == pictures[1]
+
+
+def test_lines_carry_the_process_number(tmp_path):
+    said = "print('out', os.environ['XLA_FLAGS'], os.environ['NPROC']); print('err', file=sys.stderr)"
+    out, err = launch(script(tmp_path, said), devices=3).communicate(timeout=60)
+    words = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=3 16"
+    assert sorted(out.splitlines()) == [f"[0] out {words}", f"[1] out {words}"]
+    assert sorted(err.splitlines()) == ["[0] err", "[1] err"]
+
+
+def test_the_first_failure_ends_all_and_is_the_exit_code(tmp_path):
+    """Also when the others ignore SIGTERM, as a process stuck in a collective does."""
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(0.5 if me else 60)\nsys.exit(3)"
+    started = time.monotonic()
+    job = launch(script(tmp_path, body), grace_secs=0.5)
+    job.communicate(timeout=30)
+    assert job.returncode == 3
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_passed_on_once(tmp_path, number):
+    body = (
+        "got = []\n"
+        "for n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, lambda n, _: got.append(n))\n"
+        "print('ready', flush=True)\n"
+        "while not got: time.sleep(0.01)\n"
+        "time.sleep(0.3); print('got', *map(int, got)); sys.exit(4)\n"
+    )
+    job = launch(script(tmp_path, body))
+    assert {job.stdout.readline(), job.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
+    job.send_signal(number)
+    out, _ = job.communicate(timeout=30)
+    assert sorted(out.splitlines()) == [f"[0] got {int(number)}", f"[1] got {int(number)}"]
+    assert job.returncode == 4
+
+
+def test_bad_flags(tmp_path):
+    for arguments in (["--processes=0", "--", "true"], ["--processes=2"], ["--", str(tmp_path / "no_such_program")]):
+        run = subprocess.run(
+            [sys.executable, "-m", "launch.local", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 2
+        assert "error: " in run.stderr.splitlines()[-1]
