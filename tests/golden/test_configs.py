@@ -2,7 +2,7 @@
 
 After a wanted change, rewrite the stored files and read the difference:
 
-    python tests/golden/test_configs.py
+    PYTHONPATH=. python tests/golden/test_configs.py
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ def test_there_is_one_stored_file_per_config():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_config_is_the_stored_one(name):
     stored = (GOLDEN / f"{name}.txt").read_text()
-    assert as_text(load(name)) == stored, "if the change is wanted: python tests/golden/test_configs.py"
+    assert as_text(load(name)) == stored, "if the change is wanted: PYTHONPATH=. python tests/golden/test_configs.py"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
