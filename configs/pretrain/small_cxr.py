@@ -14,7 +14,7 @@ def get_config():
         {
             "seed": 0,
             "batch_size": 32,
-            "total_steps": 600,
+            "total_steps": 500,
             "init_from": "",
             "data": {
                 "path": "",
@@ -40,15 +40,15 @@ def get_config():
                 "remat": "none",
             },
             "heads": {
-                "dino_head": {"hidden": 512, "bottleneck": 256, "num_prototypes": 1024},
-                "ibot_head": {"hidden": 512, "bottleneck": 256, "num_prototypes": 1024},
+                "dino_head": {"hidden": 512, "bottleneck": 256, "num_prototypes": 256},
+                "ibot_head": {"hidden": 512, "bottleneck": 256, "num_prototypes": 256},
             },
             "crops": {
                 "global_size": 112,
                 "local_size": 48,
                 "num_local": 4,
-                "global_scale": (0.32, 1.0),
-                "local_scale": (0.05, 0.32),
+                "global_scale": (0.4, 1.0),
+                "local_scale": (0.1, 0.4),
                 "blur_probs": "as_documented",
             },
             "objective": {
@@ -57,13 +57,13 @@ def get_config():
                 "mask_ratio": (0.1, 0.5),
                 "dino_weight": 1.0,
                 "ibot_weight": 3.0,
-                "koleo_weight": 0.1,
+                "koleo_weight": 0.05,
                 "student_temperature": 0.1,
-                "teacher_temperature": (0.04, 0.07),
+                "teacher_temperature": (0.04, 0.04),
                 "teacher_temperature_warmup_frac": 0.3,
                 "centring": "sinkhorn",
                 "centre_momentum": 0.9,
-                "ema": (0.994, 1.0),
+                "ema": (0.98, 1.0),
             },
             "optim": {
                 "base_learning_rate": 3e-3,
