@@ -3,16 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO ?= demo
+# Versions tested together, where this Python version has them; requirements.txt alone gives ranges.
+CONSTRAINTS = $(wildcard constraints-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt)
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
 
 .PHONY: demo test lint golden clean
 
 $(VENV)/core: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	touch $@
 
 $(VENV)/test: requirements-test.txt $(VENV)/core
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	$(INSTALL) -r requirements-test.txt
 	touch $@
 
 # Phantom radiographs -> pretraining -> GLoRI on it and on a random network -> report -> Hugging Face folder.
@@ -39,7 +42,7 @@ lint: $(VENV)/test
 	$(BIN)/ruff format .
 
 golden: $(VENV)/test
-	$(BIN)/python -m tests.golden.rewrite
+	PYTHONPATH=. $(BIN)/python tests/golden/test_configs.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)
