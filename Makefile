@@ -35,7 +35,7 @@ demo: $(VENV)/core
 test: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/test
 	$(BIN)/ruff check --fix .

@@ -17,9 +17,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import smoke
-from cxr_jax import train
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data.records import features, read_manifest
+from cxr_jax.experiment import build
 from cxr_jax.sharding import make_mesh
 from cxr_jax.state import abstract_state
 from data_prep.dataset_writer import DatasetWriter
@@ -100,7 +100,7 @@ def write_other_run(workdir: Path) -> None:
     """A finished checkpoint of a narrower, shallower model, all zeros."""
     config = smoke.get_config()
     config.model.update(image_size=32, width=32, depth=1)
-    experiment = train.build(config)
+    experiment = build(config)
     shapes = abstract_state(experiment.objective, experiment.tx, make_mesh(devices=jax.devices()[:1]))
     checkpoints = Checkpoints(workdir)
     meta = {

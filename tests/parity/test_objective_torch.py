@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from cxr_jax.data.augment import multi_crop_recipes
+from cxr_jax.experiment import dino_optimiser
 from cxr_jax.export.names import flatten
 from cxr_jax.models.layers import kept_rows
 from cxr_jax.objectives.self_distillation import SelfDistillation
 from cxr_jax.optim import cosine_schedule, linear_schedule
 from cxr_jax.sharding import make_layout, make_mesh, path_name
 from cxr_jax.state import create_state, make_step
-from cxr_jax.train import dino_optimiser
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch; requirements-test.txt installs it")
 
