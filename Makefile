@@ -21,7 +21,7 @@ $(VENV)/test: requirements-test.txt $(VENV)/core
 # Phantom radiographs -> pretraining -> GLoRI on it and on a random network -> report -> Hugging Face folder.
 demo: $(VENV)/core
 	rm -rf $(DEMO)
-	$(BIN)/python -m data_prep.build --reader=phantom --num_images=600 --canvas=160 --output=$(DEMO)/data
+	$(BIN)/python -m data_prep.build --reader=phantom --num_images=600 --image_px=160 --output=$(DEMO)/data
 	$(BIN)/python -m cxr_jax.train --config=configs/demo.py --workdir=$(DEMO)/pretrain --config.data.path=$(DEMO)/data
 	for network in teacher random; do \
 	  $(BIN)/python -m cxr_jax.train --config=configs/finetune/demo_glori.py --workdir=$(DEMO)/glori_$$network \
