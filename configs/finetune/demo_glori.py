@@ -9,7 +9,7 @@ from configs.finetune import small_glori
 
 def get_config():
     config = small_glori.get_config()
-    config.total_steps = 120
+    config.total_steps = 400
     config.data.targets = ("Cardiomegaly", "Effusion", "Nodule", "Consolidation", "Pneumothorax")
     config.head.update(decoder_width=96, num_heads=4, ffn_width=192)
     return config
