@@ -1,9 +1,27 @@
-"""CheXFound's recipe on a small ViT, for a few thousand radiographs on a CPU.
+"""CheXFound's losses on a small ViT (width 192, six blocks, 112 px), for a thousand radiographs on a CPU.
 
-    python -m cxr_jax.train --config=configs/pretrain/small_cxr.py --workdir=runs/small_cxr \\
+    python -m data_prep.build --reader=folder --input=DIR --output=data/cxr_small
+    python -m cxr_jax.train --config=configs/pretrain/small_cxr.py --workdir=runs/small_cxr \
         --config.data.path=data/cxr_small
 
-Hardware, time and result: not yet run.
+Departures from the recipe, because a batch has 32 images and a run 500 steps: 256 prototypes, teacher temperature 0.04
+throughout, teacher momentum from 0.98, LayerScale 1, KoLeo weight 0.05, milder crop scales, no drop path.
+
+Measured on 977 training images of three sources (NIH ChestX-ray14, Shenzhen, a COVID-19 collection), two shared CPU
+cores, 16 minutes. Loss 14.24 -> 11.83; iBOT cross-entropy 5.63 -> 4.27 nats, DINO 5.68 -> 5.45 (uniform is ln 256 =
+5.55, which it left after about 250 steps); feature rank 1.9 -> 19, prototype use 0.8, teacher entropy 5.26: no collapse.
+
+GLoRI (configs/finetune/small_glori.py, 200 steps) and a linear probe (configs/eval/linear.py) on the teacher, test AUROC
+with 95 % patient-bootstrap intervals:
+
+                                pretrained            random network        hand-made features
+    GLoRI, tuberculosis (148)   0.80 [0.72, 0.87]     0.81 [0.73, 0.88]     0.93 [0.89, 0.97]
+    GLoRI, sex on NIH (198)     0.51 [0.41, 0.61]     0.46 [0.36, 0.56]     0.87 [0.82, 0.92]
+    linear, tuberculosis        0.90 [0.84, 0.95]     0.88 [0.82, 0.93]     0.93 [0.89, 0.97]
+    linear, sex on NIH          0.52 [0.44, 0.60]     0.48 [0.40, 0.58]     0.87 [0.82, 0.92]
+
+So: after 16,000 images it is not told apart from a random network, and reaches neither floor. This config
+shows that the path works and that nothing collapses, not that it learns what a reader needs.
 """
 
 from ml_collections import ConfigDict
