@@ -9,10 +9,11 @@ throughout, teacher momentum from 0.98, LayerScale 1, KoLeo weight 0.05, milder 
 
 Measured on 977 training images of three sources (NIH ChestX-ray14, Shenzhen, a COVID-19 collection), two shared CPU
 cores, 16 minutes. Loss 14.24 -> 11.83; iBOT cross-entropy 5.63 -> 4.27 nats, DINO 5.68 -> 5.45 (uniform is ln 256 =
-5.55, which it left after about 250 steps); feature rank 1.9 -> 19, prototype use 0.8, teacher entropy 5.26: no collapse.
+5.55, which it left after about 250 steps); feature rank 1.9 -> 19, prototype use 0.8, teacher entropy 5.26, so no
+collapse.
 
-GLoRI (configs/finetune/small_glori.py, 200 steps) and a linear probe (configs/eval/linear.py) on the teacher, test AUROC
-with 95 % patient-bootstrap intervals:
+GLoRI (configs/finetune/small_glori.py, 200 steps) and a linear probe (configs/eval/linear.py) on the teacher, test
+AUROC with 95 % patient-bootstrap intervals:
 
                                 pretrained            random network        hand-made features
     GLoRI, tuberculosis (148)   0.80 [0.72, 0.87]     0.81 [0.73, 0.88]     0.93 [0.89, 0.97]
