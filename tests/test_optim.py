@@ -171,7 +171,7 @@ def test_adamw_with_tables_is_torchs_with_one_group_per_parameter():
 
 
 def test_frozen_prototypes_stay_to_the_bit_while_their_moments_move(params):
-    weight_decay = lambda step: jnp.asarray(0.5)  # noqa: E731
+    weight_decay = lambda step: jnp.asarray(0.5)
     tx = make(weight_decay=weight_decay, frozen_steps=((r"/prototypes/", 2),))
     state = tx.init(params)
     moved = []

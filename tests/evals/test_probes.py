@@ -96,7 +96,7 @@ def directions(rows, seed):
 
 def test_knn_matches_scikit_learn():
     (train, labels), (test, _) = directions(150, 0), directions(60, 1)
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
     scores = knn_scores(train, labels, test, k=7, temperature=0.1)
     # On the unit sphere |x - y|^2 = 2 - 2 cos, so Euclidean neighbours are cosine neighbours.
     for c in range(2):

@@ -34,7 +34,7 @@ def make(name: str, **changes):
 def filled(construct):
     graphdef, state = nnx.split(nnx.eval_shape(construct))
     rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
+    draw = lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype)
     return nnx.merge(graphdef, jax.tree.map(draw, nnx.to_pure_dict(state)))
 
 
@@ -51,7 +51,7 @@ def run(head, x, key=None):
 
 def features(seed=0, blocks=BLOCKS, rows=3, width=WIDTH, dtype="float32") -> Features:
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=(blocks, rows, *shape, width)), dtype)  # noqa: E731
+    draw = lambda *shape: jnp.asarray(rng.normal(size=(blocks, rows, *shape, width)), dtype)
     return Features(draw(), draw(2), draw(PATCHES))
 
 
@@ -190,7 +190,7 @@ def test_glori_init():
 def test_glori_queries_are_frozen():
     graphdef, state = nnx.split(make("glori"))
     params = nnx.to_pure_dict(state)
-    loss = lambda params: jnp.square(nnx.merge(graphdef, params)(features(), key=jax.random.key(0))).sum()  # noqa: E731
+    loss = lambda params: jnp.square(nnx.merge(graphdef, params)(features(), key=jax.random.key(0))).sum()
     gradient = jax.jit(jax.grad(loss))(params)
     assert not np.asarray(gradient.pop("queries")).any()
     for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:

@@ -34,7 +34,7 @@ def module(params, **changes):
 @pytest.fixture(scope="module")
 def params():
     rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
     return jax.tree.map(draw, nnx.to_pure_dict(nnx.state(shapes())))
 
 

@@ -51,7 +51,7 @@ class Reference(torch.nn.Module):
 def to_ours(named: dict[str, np.ndarray]) -> dict:
     """Arrays of the reference (weights, or gradients under the same names) in the layout of our parameters."""
     split = (HEADS, DECODER // HEADS)
-    affine = lambda name: {"kernel": named[f"{name}.weight"].T, "bias": named[f"{name}.bias"]}  # noqa: E731
+    affine = lambda name: {"kernel": named[f"{name}.weight"].T, "bias": named[f"{name}.bias"]}
     attn = {
         "proj": {
             "kernel": named["attention.out_proj.weight"].T.reshape(*split, DECODER),
