@@ -10,7 +10,8 @@ Saving is asynchronous and commits by rename: a half-written step is never picke
 abstract state, whatever the topology that wrote it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from cxr_jax.config import ConfigError
+from cxr_jax.data.records import DataError
 from cxr_jax.sharding import path_name
 from cxr_jax.state import TrainState
 
@@ -43,7 +45,9 @@ class Checkpoints:
 
     def meta(self) -> dict[str, Any]:
         """What the newest checkpoint says about itself."""
-        return self._manager.restore(self.latest_step(), args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        step = self.latest_step()
+        with _reading(self._folder.parent, step, "meta"):
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Start saving; returns once the arrays are copied, bytes are written behind."""
@@ -51,20 +55,22 @@ class Checkpoints:
         if step == self.latest_step():
             return
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        self._manager.save(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta | {"step": step})))
+        meta = meta | {"step": step, "items": sorted(arrays)}
+        self._manager.save(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta)))
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint, in the shardings of `abstract`, and its meta.
 
-        Raises ConfigError naming the arrays that differ when it is of another architecture.
+        Raises ConfigError naming the arrays that differ in another architecture, DataError when it is damaged.
         """
         step = self.latest_step()
         wanted = _items(abstract)
-        saved = self._manager.item_metadata(step)
-        for item in set(wanted) - {"opt_state"}:
-            check_same_tree(shapes_by_path(saved[item]), wanted[item], f"{item} of step {step}")
-        arrays = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonRestore()))
+        with _reading(self._folder.parent, step, ", ".join(wanted)):
+            saved = self._manager.item_metadata(step)
+            for item in sorted(set(wanted) - {"opt_state"}):
+                check_same_tree(shapes_by_path(saved[item]), wanted[item], f"{item} of step {step}")
+            arrays = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+            restored = self._manager.restore(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonRestore()))
         state = TrainState(
             step=jax.device_put(np.asarray(step, np.int32), abstract.step.sharding),
             params=restored.params,
@@ -81,6 +87,26 @@ class Checkpoints:
     def close(self) -> None:
         """Wait and release."""
         self._manager.close()
+
+
+@contextmanager
+def _reading(run_dir: str | Path, step: int, what: str) -> Iterator[None]:
+    """Turn whatever a damaged checkpoint raises into a DataError that names the run, the step and what to do."""
+    try:
+        yield
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        others = [str(other) for other in steps_of(run_dir) if other != step]
+        remedy = f"remove {FOLDER}/{step} to use step {others[-1]}" if others else "it is the only one"
+        raise DataError(f"{run_dir}: checkpoint {step} is damaged ({what}: {why}); {remedy}") from None
+
+
+def steps_of(run_dir: str | Path) -> list[int]:
+    """Steps of a run's complete checkpoints, rising."""
+    folder = Path(run_dir).absolute() / FOLDER
+    return sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()) if folder.is_dir() else []
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -113,8 +139,7 @@ def check_same_tree(found: dict[str, tuple[int, ...]], wanted_tree: Any, what: s
 
 def find_step(run_dir: str | Path, step: int | None = None) -> Path:
     """The folder of a run's checkpoint, the newest by default. Raises ConfigError when there is none."""
-    folder = Path(run_dir).absolute() / FOLDER
-    steps = sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()) if folder.is_dir() else []
+    folder, steps = Path(run_dir).absolute() / FOLDER, steps_of(run_dir)
     if not steps:
         raise ConfigError(f"{run_dir}: holds no checkpoints; expected a run directory with {FOLDER}/<step>")
     if step is not None and step not in steps:
@@ -139,22 +164,28 @@ def _reader(run_dir: str | Path) -> ocp.CheckpointManager:
 
 
 def read_meta(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:
-    """What a checkpoint says about itself."""
-    step = int(find_step(run_dir, step).name)
-    with _reader(run_dir) as reader:
-        return reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    """What a checkpoint says about itself. Raises DataError when it is damaged or an item of it is gone."""
+    path = find_step(run_dir, step)
+    step = int(path.name)
+    with _reading(run_dir, step, "meta"), _reader(run_dir) as reader:
+        meta = reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        gone = [item for item in meta["items"] if not (path / item).is_dir()]
+        if gone:
+            raise FileNotFoundError(f"the item {gone[0]} is gone")
+        return meta
 
 
 def read_item(run_dir: str | Path, item: str, step: int | None = None) -> dict[str, Any]:
     """One item, `params` or `targets`, as nested dicts of NumPy arrays; no device and no topology needed.
 
-    Raises ConfigError when the run keeps no such item.
+    Raises ConfigError when the run keeps no such item, DataError when it is damaged.
     """
     path = find_step(run_dir, step)
+    step = int(path.name)
     if not (path / item).is_dir():
         raise ConfigError(f"{run_dir}: its checkpoints hold no {item}")
-    with _reader(run_dir) as reader:
-        tree = reader.item_metadata(int(path.name))[item].tree
+    with _reading(run_dir, step, item), _reader(run_dir) as reader:
+        tree = reader.item_metadata(step)[item].tree
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         wanted = {item: ocp.args.PyTreeRestore(restore_args=arguments)}
-        return reader.restore(int(path.name), args=ocp.args.Composite(**wanted))[item]
+        return reader.restore(step, args=ocp.args.Composite(**wanted))[item]

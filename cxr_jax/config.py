@@ -26,7 +26,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cxr_jax.data.records import DataError
+from cxr_jax.data.records import MANIFEST_NAME, DataError
 
 EXIT_ERROR, EXIT_CONFIG, EXIT_DATA = 1, 2, 3
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -190,8 +190,12 @@ def run_entry(main: Callable[[], None]) -> None:
 def lock_workdir(workdir: Path) -> None:
     """Make `workdir` and hold it until this process ends, however it ends.
 
-    Raises ConfigError when it cannot be written, or another process trains in it.
+    Raises ConfigError when it is a dataset, when it cannot be written, or when another process works in it.
     """
+    require(
+        not (workdir / MANIFEST_NAME).exists(),
+        f"--workdir={workdir}: is a dataset (it holds {MANIFEST_NAME}); name another folder",
+    )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # Never closed: the kernel gives the lock back when the process is gone, so that a killed run leaves none.
@@ -202,7 +206,7 @@ def lock_workdir(workdir: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(
-            f"--workdir={workdir}: another process is training here; wait for it, stop it, or name another folder"
+            f"--workdir={workdir}: another process is working here; wait for it, stop it, or name another folder"
         ) from None
     except OSError as error:
         logging.warning("%s: this file system has no locks (%s); start no second run here", workdir, error.strerror)

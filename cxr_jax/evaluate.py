@@ -72,7 +72,7 @@ def trained_head(meta: dict[str, Any]) -> Supervised:
 def head_scores(run: str, step: int | None, task: Task) -> Scores:
     """The run's own heads: the learning rate with the best mean AUROC on the selection split scores the test split."""
     meta = checkpoint.read_meta(run, step)
-    require(meta["objective"] == "supervised", f"{run} is not a fine-tuned run; protocol `head` needs one")
+    require(meta["objective"] == "supervised", f"config.baselines.runs: {run} is not a fine-tuned run")
     require(
         tuple(meta["targets"]) == task.targets, f"{run} was trained for {meta['targets']}, not for {list(task.targets)}"
     )
@@ -182,8 +182,14 @@ def main() -> None:
     require(config.protocol in PROTOCOLS, f"config.protocol={config.protocol!r}: legal are {', '.join(PROTOCOLS)}")
     require(config.network in NETWORKS, f"config.network={config.network!r}: legal are {', '.join(NETWORKS)}")
     require(bool(config.init_from), "config.init_from is empty; name a run directory")
+    door.lock_workdir(workdir)
     step = checkpoint_step(config)
     meta = checkpoint.read_meta(config.init_from, step)
+    require(
+        config.protocol != "head" or meta["objective"] == "supervised",
+        f"{config.init_from} is a pretraining and has no head: fine-tune it first (configs/finetune), "
+        "or take config.protocol=linear_probe or knn",
+    )
     task = task_of(config, meta)
     columns = score_columns(config, meta, task)
     table = tabulate(task, columns, config.bootstrap.to_dict())
@@ -210,7 +216,6 @@ def main() -> None:
     if config.protocol == "head":
         scores = columns[table[0].name]
         attention = attention_cases(config.init_from, step, task, scores, config.attention_images)
-    workdir.mkdir(parents=True, exist_ok=True)
     metrics = Path(config.init_from) / "metrics.jsonl"
     report.write_report(
         workdir / "report.html",

@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,8 @@ from cxr_jax.data.records import MANIFEST_NAME, SPLITS, DataError, Manifest, fea
 # One record a group gives random access to each; JPEG and PNG bytes do not compress further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 DATASET_VERSION = "1.0.0"
+# What a build leaves when it is killed: open shards, named shards, metadata.
+_OURS = re.compile(r"^(train|val|test)-\d{5}$|\.array_record-|\.json(\.tmp)?$")
 _FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -70,7 +73,12 @@ class DatasetWriter:
         except BlockingIOError:
             os.close(self._lock)
             raise DataError(f"{self._output}: another build is writing it; wait for it or stop it") from None
-        for leftover in self._folder.iterdir():
+        leftovers = list(self._folder.iterdir())
+        foreign = [path.name for path in leftovers if not _OURS.search(path.name) or not path.is_file()]
+        if foreign:
+            os.close(self._lock)
+            raise DataError(f"{self._folder}: holds {foreign[0]}, which no build wrote; move it away")
+        for leftover in leftovers:
             leftover.unlink()
         return self
 

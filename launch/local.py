@@ -63,14 +63,18 @@ def environment(devices: int) -> dict[str, str]:
     }
 
 
-def _prefix(number: int, source: IO[str], target: IO[str]) -> None:
+def _prefix(number: int, source: IO[str], target: IO[str], errors: list[str]) -> None:
     for line in source:
         target.write(f"[{number}] {line}")
         target.flush()
+        if line.startswith("error: "):
+            errors.append(f"[{number}] {line}")
 
 
-def start(command: Sequence[str], count: int, devices: int) -> tuple[list[subprocess.Popen], list[threading.Thread]]:
-    """Start the processes and the threads that pass their output on."""
+def start(
+    command: Sequence[str], count: int, devices: int, errors: list[str]
+) -> tuple[list[subprocess.Popen], list[threading.Thread]]:
+    """Start the processes and the threads that pass their output on and collect `error:` lines in `errors`."""
     place = [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={count}"]
     processes, readers = [], []
     for number in range(count):
@@ -86,7 +90,7 @@ def start(command: Sequence[str], count: int, devices: int) -> tuple[list[subpro
         )
         processes.append(process)
         for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-            reader = threading.Thread(target=_prefix, args=(number, source, target), daemon=True)
+            reader = threading.Thread(target=_prefix, args=(number, source, target, errors), daemon=True)
             reader.start()
             readers.append(reader)
     return processes, readers
@@ -126,16 +130,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in several processes; returns their exit code."""
     flags = parse_flags(sys.argv[1:] if argv is None else argv)
     received: list[int] = []
+    errors: list[str] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: received.append(number))
     try:
-        processes, readers = start(flags.command, flags.processes, flags.devices_per_process)
+        processes, readers = start(flags.command, flags.processes, flags.devices_per_process, errors)
     except OSError as error:
         print(f"error: {flags.command[0]}: cannot be started ({error.strerror})", file=sys.stderr)
         return EXIT_FLAGS
     code = wait(processes, received, flags.grace_secs)
     for reader in readers:
         reader.join()
+    if code and errors:
+        # The peers of a failed process die noisily after it; what went wrong first stands last.
+        print(errors[0], end="", file=sys.stderr)
     return code
 
 

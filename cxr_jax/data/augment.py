@@ -42,6 +42,14 @@ class CropRecipe:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarise_prob: float = 0.0
 
+    def __post_init__(self):
+        for name in ("scale", "aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}={getattr(self, name)}: expected two rising positive numbers")
+        if self.scale[1] > 1:
+            raise ValueError(f"scale={self.scale}: a crop's share of the image is at most 1")
+
 
 def random_box(key: Array, size: Int[Array, "2"], scale, aspect) -> tuple[Array, Array, Array, Array]:
     """Top, left, height, width in whole pixels of torchvision's RandomResizedCrop on an image of `size`.

@@ -9,6 +9,7 @@ for every pass over the data, addressed at random: nothing is kept, so nothing h
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -40,7 +41,18 @@ class Split:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> dict:
-        return self.records[int(self.rows[i])]
+        return self.record(int(self.rows[i]))
+
+    def record(self, row: int) -> dict:
+        """Record `row` of the split as it was written. Raises DataError when its shard cannot be read."""
+        try:
+            return self.records[row]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise DataError(
+                f"{self.manifest.name}: record {row} of split {self.name!r} cannot be read, its shard is damaged "
+                f"({why}); build the dataset again"
+            ) from None
 
     def text(self, i: int, field: str) -> str:
         """A text field of row i, such as `patient_id`."""
@@ -88,8 +100,13 @@ def open_split(path: str, split: str, *, where: Mapping[str, str] | None = None,
     builder = tfds.builder_from_directory(path)
     if split not in builder.info.splits:
         raise DataError(f"{path}: has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    absent = [name for name in manifest.shards if not (Path(path) / name).is_file()]
+    if absent:
+        raise DataError(f"{path}: the shard {absent[0]} is missing; build the dataset again")
     records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    rows: Sequence[int] | np.ndarray = range(len(records))
+    whole = Split(records, range(len(records)), manifest, split)
+    whole.record(0)  # a shard without its end is told here, before anything is made
+    rows: Sequence[int] | np.ndarray = whole.rows
     check_targets(targets, manifest.vocabulary)
     for field in where or {}:
         if field not in ("source", "view", "sex"):
@@ -101,9 +118,12 @@ def open_split(path: str, split: str, *, where: Mapping[str, str] | None = None,
             known = any(v != UNKNOWN_LABEL for v in target_values(record, targets, manifest.vocabulary))
             return matches and (known or not targets)
 
-        rows = np.array([i for i in rows if wanted(records[i])], int)
+        rows = np.array([i for i in rows if wanted(whole[i])], int)
     if not len(rows):
-        raise DataError(f"{path}: split {split!r} has no records with {dict(where or {})} and targets {list(targets)}")
+        asked = [f"{field}={value}" for field, value in (where or {}).items()]
+        asked += [f"a known label of {', '.join(targets)}"] if targets else []
+        sources = ", ".join(manifest.counts.get("source", {}))
+        raise DataError(f"{path}: no record of split {split!r} has {' and '.join(asked)}; its sources are {sources}")
     return Split(records, rows, manifest, split)
 
 

@@ -120,7 +120,7 @@ Not for clinical use. The weights know only the pictures they were trained on, w
 - `preprocess` above is exact. `preprocessor_config.json` is the nearest that transformers has: it resizes in 8 bits.
   {_INEXACT[geometry.fit]}{grey}
 - Projection heads, decoders and classifiers have no place in this layout and are not here.
-- `conversion.json` holds the measured difference between this folder and the checkpoint.
+- `conversion.json` says what was mapped and, where PyTorch was at hand, how far this folder's features differ.
 
 ## Training configuration
 

@@ -26,6 +26,7 @@ COLUMNS = {
     "age": ("age", "ageyears", "patientage"),
     "mask": ("mask", "maskfile", "maskpath"),
 }
+SLIPS = 0.1  # up to this share of other cells, a column of 0 and 1 is a label with mistakes
 _LABEL_VALUES = {"": -1, "1": 1, "0": 0, "-1": -1}
 _SEX = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _MAX_AGE_YEARS = 120
@@ -210,6 +211,7 @@ def _find_labels(
             continue
         values = {cells[at].strip() for _, cells in lines}
         if not all(_label_value(value) is not None for value in values):
+            _refuse_spoilt_labels(file, name, [(number, cells[at].strip()) for number, cells in lines])
             runs.append([])
         elif values != {""}:
             runs[-1].append(name)
@@ -222,6 +224,18 @@ def _find_labels(
     if apart:
         notes.append(f"{file.name}: not taken for labels: {', '.join(apart)} (--label_columns names labels)")
     return longest
+
+
+def _refuse_spoilt_labels(file: Path, name: str, cells: Sequence[tuple[int, str]]) -> None:
+    """A column of 0 and 1 with a few other cells is a label with slips; it must not vanish in silence."""
+    filled = [(number, text) for number, text in cells if text]
+    odd = [(number, text) for number, text in filled if _label_value(text) is None]
+    if len(odd) <= SLIPS * len(filled):
+        number, text = odd[0]
+        raise DataError(
+            f"{file} line {number}: {name} holds {text!r} where its other cells hold 1, 0 or -1; mend it, or give "
+            f"--exclude_columns={name}"
+        )
 
 
 def _label_value(text: str) -> int | None:

@@ -159,7 +159,7 @@ def test_filters_keep_only_what_matches(phantom_dataset):
         ("tran", {}, "it has train, val, test|it has "),
         ("train", {"targets": ("Efusion",)}, "Effusion"),
         ("train", {"where": {"colour": "x"}}, "source, view, sex"),
-        ("train", {"where": {"sex": "UNKNOWN"}}, "no records"),
+        ("train", {"where": {"sex": "UNKNOWN"}}, "no record of"),
     ],
 )
 def test_what_does_not_exist_is_refused_by_name(phantom_dataset, split, options, message):

@@ -137,3 +137,11 @@ def test_what_is_no_age_is_unknown(text):
 def test_views_are_read_in_the_ways_they_are_written():
     words = ("AP", "ap supine", "PA", "L", "LL", "Lateral", "", "oblique")
     assert [parse_view(word) for word in words] == ["AP", "AP", "PA", "LATERAL", "LATERAL", "LATERAL"] + ["UNKNOWN"] * 2
+
+
+def test_a_slip_in_a_label_column_is_named(tmp_path):
+    """One odd cell must not make a whole column of labels vanish."""
+    folder = write_folder(tmp_path / "in", 12, Effusion=["1"] * 11 + ["maybe"])
+    with pytest.raises(DataError, match=r"line 13: Effusion holds 'maybe'.*--exclude_columns=Effusion"):
+        open_folder(folder)
+    assert "Effusion" not in open_folder(folder, "--exclude_columns=Effusion").vocabulary
