@@ -99,9 +99,9 @@ def layer_decay_table(decay: float, depth: int, prefix: str = "backbone") -> Tab
     )
 
 
-def global_norm(tree, dtype=None) -> jax.Array:
+def global_norm(tree) -> jax.Array:
     """Euclidean norm over all leaves."""
-    return jnp.sqrt(sum(jnp.square(leaf.astype(dtype or leaf.dtype)).sum() for leaf in jax.tree.leaves(tree)))
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
 
 
 def clip_per_module(limit: float) -> optax.GradientTransformation:
@@ -133,7 +133,7 @@ def decay_and_scale(
         frozen = multipliers(params, (*frozen_steps, (".", 0)))
 
         def leaf(u, p, decay, freeze, *rate):
-            # A decoupled decay of 0 must not touch the parameter: grid members and frozen queries rely on it.
+            # The decay is inside the rate, as in PyTorch's AdamW: a multiplier of 0 freezes a parameter to the bit.
             scale = lr * np.prod(np.broadcast_arrays(*rate), axis=0) if rate else lr
             scale = jnp.where(step >= freeze, scale, 0.0)
             return (-scale * (u + wd * decay * p)).astype(p.dtype)
