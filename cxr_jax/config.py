@@ -3,7 +3,7 @@
 In: a config file named by `--config=file.py[:argument]` and `--config.key=value` overrides. Out: a locked ConfigDict
 for the entry file, named arguments for everything else, `run.json`.
 
-Exit codes: 0 done, 2 bad configuration or flags, 3 bad data, 4 saved and stopped on preemption, 1 anything else.
+Exit codes: 0 done, 2 bad configuration or flags, 3 bad data, 1 anything else.
 """
 
 import difflib

@@ -10,6 +10,7 @@ and report.html, with baselines beside: the same protocol on a random network, a
 Everything is chosen on the selection split and scored once on the test split. Unknown labels are never negatives.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,10 @@ def score_columns(config: ConfigDict, meta: dict[str, Any], task: Task) -> dict[
     """The evaluated run first, then the baselines that the config asks for."""
     run, step, geometry = config.init_from, checkpoint_step(config), geometry_of(meta)
     if config.protocol == "head":
-        columns = {network_name(meta): head_scores(run, step, task)}
+        columns = {column_name(run, meta, ()): head_scores(run, step, task)}
         for other in config.baselines.runs:
-            columns[network_name(checkpoint.read_meta(other))] = head_scores(other, None, task)
+            scores = head_scores(other, None, task)
+            columns[column_name(other, checkpoint.read_meta(other), columns)] = scores
     else:
         params = checkpoint.read_item(run, NETWORKS[config.network], step)["backbone"]
         backbones = {f"pretrained ({config.network})": params}
@@ -127,10 +129,11 @@ def checkpoint_step(config: ConfigDict) -> int | None:
     return None if config.step < 0 else config.step
 
 
-def network_name(meta: dict[str, Any]) -> str:
-    """What the report calls a fine-tuned run's backbone."""
+def column_name(run: str, meta: dict[str, Any], taken: Collection[str]) -> str:
+    """What the report calls a fine-tuned run: its backbone, and where that is `taken`, the run as well."""
     network = meta["pretrained"]["network"]
-    return "random network" if network == "random" else f"pretrained ({network})"
+    name = "random network" if network == "random" else f"pretrained ({network})"
+    return f"{name}, {run}" if name in taken else name
 
 
 def attention_cases(run: str, step: int | None, task: Task, scores: Scores, count: int) -> list[dict[str, Any]]:
