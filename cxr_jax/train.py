@@ -3,7 +3,7 @@
     python -m cxr_jax.train --config=configs/smoke.py --workdir=DIR --config.data.path=DATASET
 
 In: a config. Out: a run directory with run.json, metrics.jsonl, checkpoints/ and examples/. The same command continues
-a run that was stopped. `experiment` turns config sections into objects; everything else takes named arguments.
+a run that was stopped. `experiments` turns config sections into objects; everything else takes named arguments.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from cxr_jax.config import call, require
 from cxr_jax.data.geometry import MEAN, STD
 from cxr_jax.data.pipeline import train_batches
 from cxr_jax.data.source import open_split
-from cxr_jax.experiment import build
+from cxr_jax.experiments import build
 from cxr_jax.metrics import Metrics, write_contact_sheet
 from cxr_jax.sharding import batch_sharding, data_shards, make_layout, make_mesh, replicated
 from cxr_jax.state import TrainState, abstract_state, init_state, make_step

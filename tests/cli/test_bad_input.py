@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from configs import smoke
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data.records import features, read_manifest
-from cxr_jax.experiment import build
+from cxr_jax.experiments import build
 from cxr_jax.sharding import make_mesh
 from cxr_jax.state import abstract_state
 from data_prep.dataset_writer import DatasetWriter

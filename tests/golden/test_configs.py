@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cxr_jax.config import flatten
-from cxr_jax.experiment import build
+from cxr_jax.experiments import build
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import smoke
-from cxr_jax import experiment
+from cxr_jax import experiments
 from cxr_jax.data.pipeline import train_batches
 from cxr_jax.data.source import open_split
 from cxr_jax.sharding import batch_sharding, make_layout
@@ -49,8 +49,8 @@ class TinyTraining:
     dataset: Path
 
     @cached_property
-    def experiment(self) -> experiment.Experiment:
-        return experiment.build(self.config)
+    def experiment(self) -> experiments.base.Experiment:
+        return experiments.build(self.config)
 
     @cached_property
     def abstract_state(self) -> TrainState:

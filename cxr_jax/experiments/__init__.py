@@ -1,0 +1,23 @@
+"""From config sections to the science: objective, optimiser, and what must be known of them later.
+
+In: a resolved config. Out: an `Experiment`. One file per objective; the entry calls `build`.
+"""
+
+import jax
+from ml_collections import ConfigDict
+
+from cxr_jax.config import call, require
+from cxr_jax.experiments import self_distillation, supervised
+from cxr_jax.experiments.base import Experiment
+
+BUILDERS = {"self_distillation": self_distillation.build, "supervised": supervised.build}
+
+
+def build(config: ConfigDict) -> Experiment:
+    """The experiment that `config.objective.name` asks for."""
+    name = config.objective.name
+    require(name in BUILDERS, f"config.objective.name={name!r}: legal are {', '.join(BUILDERS)}")
+    experiment = BUILDERS[name](config)
+    # Shapes only: a model that cannot be built is told here, as a matter of the config.
+    call(jax.eval_shape, "model", {}, fun=experiment.objective.init, key=jax.random.key(0))
+    return experiment
