@@ -10,7 +10,7 @@ from typing import Any
 
 from cxr_jax.data.records import Record
 
-READERS = ("folder", "phantom")
+READERS = ("folder", "medmnist", "phantom")
 
 
 class FlagError(Exception):
