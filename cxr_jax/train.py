@@ -155,7 +155,8 @@ def main() -> None:
     if first == 0:
         # Every process takes part in the computation; its result is on every device.
         pictures = jax.jit(objective.pictures, out_shardings=replicated(mesh))
-        rows = jax.device_get(pictures(next(batches()), jax.random.fold_in(step_key, 0)))
+        first_key = jax.random.fold_in(step_key, 0)
+        rows = jax.device_get(pictures(state.params, state.targets, next(batches()), first_key))
         if first_process:
             write_contact_sheet(workdir / "examples" / "first_batch.png", rows)
 

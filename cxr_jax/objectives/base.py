@@ -53,5 +53,8 @@ class Objective(Protocol):
     ) -> Features:
         """Deterministic features of normalised images from the last `blocks` blocks of `teacher` or `student`."""
 
-    def pictures(self, batch: Batch, key: Array) -> list[list[Array]]:
-        """Rows of grey images in 0..1 that show what a step with this batch and `key` trains on."""
+    def pictures(self, params: Params, targets: Params, batch: Batch, key: Array) -> list[list[Array]]:
+        """Rows of grey images in 0..1 that show what a step with this batch and `key` trains on.
+
+        With the networks, so that an objective which makes pictures can show its own.
+        """

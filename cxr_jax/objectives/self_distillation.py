@@ -136,11 +136,12 @@ class SelfDistillation:
         mask = layout.rows(mask.reshape(2 * images, -1))
         return image_major(crops[:2]), image_major(crops[2:]), mask, layout.rows(positions), layout.rows(weights)
 
-    def pictures(self, batch: Batch, key: Array, images: int = 4) -> list[list[Array]]:
+    def pictures(self, params: Params, targets: Params, batch: Batch, key: Array, images: int = 4) -> list[list[Array]]:
         """For the first images: global crops, the same with hidden patches blacked out, local crops; each in 0..1.
 
         `key` is that of the step, so these are the crops and masks that the step trains on.
         """
+        del params, targets
         key_views, _ = jax.random.split(key)
         global_crops, local_crops, mask, _, _ = self.views(batch, key_views)
         side = self.model["patch_size"]

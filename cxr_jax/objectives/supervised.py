@@ -109,8 +109,9 @@ class Supervised:
         (crops,) = random_crops(key, batch["image"], batch["size"], (self.crop,), dtype)
         return layout.rows(crops)
 
-    def pictures(self, batch: Batch, key: Array, images: int = 8) -> list[list[Array]]:
+    def pictures(self, params: Params, targets: Params, batch: Batch, key: Array, images: int = 8) -> list[list[Array]]:
         """The first training crops."""
+        del params, targets
         key_crops, _ = jax.random.split(key)
         return [list(denormalise(self._crops(batch, key_crops))[:images])]
 
