@@ -82,6 +82,10 @@ def get_config():
                 "teacher_temperature_warmup_frac": 0.3,
                 "centring": "sinkhorn",
                 "centre_momentum": 0.9,
+                "shared_heads": False,
+                "prototype_chunks": 1,
+                "koleo_scope": "group",
+                "koleo_start_spread": 0.0,
                 "ema": (0.98, 1.0),
             },
             "optim": {

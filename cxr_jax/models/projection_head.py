@@ -2,8 +2,9 @@
 
     y = l2_normalise(W3 gelu(W2 gelu(W1 x)));   logits_k = g_k <v_k, y> / |v_k|
 
-In: `[rows, d]`. Out: cosine-like logits `[rows, k]` in the reduce dtype (Caron et al. 2021; Oquab et al. 2023).
-`g` starts at 1 and is trained, unlike in the first DINO.
+In: tokens `[..., d]`. Out: the bottleneck `y [..., e]`, from which `prototype_logits` makes cosine-like logits, for all
+prototypes at once or for a chunk of them (Caron et al. 2021; Oquab et al. 2023). `g` starts at 1 and is trained, unlike
+in the first DINO.
 """
 
 import jax
@@ -23,11 +24,13 @@ class Prototypes(nnx.Module):
         self.v = nnx.Param(uniform_fan_in(rngs.params(), shape, dtypes.param_dtype, bottleneck))
         self.g = nnx.Param(jnp.ones((num_prototypes,), dtypes.param_dtype))
 
-    def __call__(self, x):
-        reduce = self.dtypes.reduce_dtype
-        v = self.v[...].astype(reduce)
-        kernel = v * (self.g[...].astype(reduce) * jax.lax.rsqrt(jnp.square(v).sum(0)))
-        return linear(x, kernel, None, 1, reduce, reduce)
+
+def prototype_logits(
+    y: Float[Array, "*rows e"], v: Float[Array, "e k"], g: Float[Array, "k"], reduce_dtype: str
+) -> Float[Array, "*rows k"]:
+    """Logits of embeddings over the prototypes with directions `v` and gains `g`, in the reduce dtype."""
+    v, g = v.astype(reduce_dtype), g.astype(reduce_dtype)
+    return linear(y, v * (g * jax.lax.rsqrt(jnp.square(v).sum(0))), None, 1, reduce_dtype, reduce_dtype)
 
 
 class ProjectionHead(nnx.Module):
@@ -52,15 +55,15 @@ class ProjectionHead(nnx.Module):
         self.bottleneck = Linear((hidden,), (bottleneck,), dtypes=dtypes, rngs=rngs)
         self.prototypes = Prototypes(bottleneck, num_prototypes, dtypes=dtypes, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "rows d"], layout: Layout = IN_PLACE) -> Float[Array, "rows k"]:
-        graphdef, state = nnx.split(self)
-        return nnx.merge(graphdef, layout.weights(nnx.to_pure_dict(state)))._forward(layout.rows(x))
-
-    def _forward(self, x):
+    def __call__(self, x: Float[Array, "*rows d"], layout: Layout = IN_PLACE) -> Float[Array, "*rows e"]:
+        """The L2-normalised bottleneck in the compute dtype; the prototypes wait for `prototype_logits`."""
+        layers = {name: getattr(self, name) for name in ("hidden1", "hidden2", "bottleneck")}
+        graphdef, state = nnx.split(layers)
+        layers = nnx.merge(graphdef, layout.weights(nnx.to_pure_dict(state)))
         compute, reduce = self.dtypes.compute_dtype, self.dtypes.reduce_dtype
-        x = jax.nn.gelu(self.hidden1(x.astype(compute)), approximate=False)
-        x = jax.nn.gelu(self.hidden2(x), approximate=False)
-        x = self.bottleneck(x).astype(reduce)
+        x = jax.nn.gelu(layers["hidden1"](layout.rows(x).astype(compute)), approximate=False)
+        x = jax.nn.gelu(layers["hidden2"](x), approximate=False)
+        x = layers["bottleneck"](x).astype(reduce)
         # max(|x|, 1e-12) as in the reference, taken on the square so that the gradient at 0 is finite.
         norm = jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
-        return self.prototypes((x / norm).astype(compute))
+        return (x / norm).astype(compute)

@@ -18,10 +18,15 @@ Batch = dict[str, Array]
 
 
 class Aux(NamedTuple):
-    """What a loss returns beside its value: scalars to log, and what `update_targets` needs from this batch."""
+    """What a loss returns beside its value.
+
+    `metrics` are scalars to log, `carry` is what `update_targets` needs from this batch, `moments` are second moments
+    of features, from which the host computes effective ranks at log steps.
+    """
 
     metrics: dict[str, Float[Array, ""]]
     carry: Params
+    moments: dict[str, Float[Array, "_ _"]]
 
 
 @runtime_checkable

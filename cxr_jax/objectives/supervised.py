@@ -128,7 +128,7 @@ class Supervised:
         per_head = masked_bce(logits, batch["labels"])
         known = jnp.maximum((batch["labels"] >= 0).sum(), 1)
         means = {f"bce_lr_{rate:g}": per_head[i] / known for i, rate in enumerate(self.learning_rates)}
-        return per_head.sum(), Aux({"bce_best": (per_head / known).min(), **means}, {})
+        return per_head.sum(), Aux({"bce_best": (per_head / known).min(), **means}, {}, {})
 
 
 def masked_bce(logits: Float[Array, "grid b c"], labels: Int[Array, "b c"]) -> Float[Array, "grid"]:

@@ -84,18 +84,23 @@ def collectives(text: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 def test_only_parameters_scalars_and_prototype_sums_travel(many):
     """Shapes of all results of collectives in the compiled step, against what may travel.
 
-    Allowed: parameters and their gradients (whole or shards, one layer or the stack), scalars, vectors over
-    prototypes, and the [width, width] covariance that `feature_rank` is computed from. With tensor parallelism an
-    all-reduce of partial sums of activations is its price; gathers, exchanges and permutes of token arrays are not.
+    Allowed: parameters and their gradients (whole or shards, one layer or chunk or the stack), scalars, vectors over
+    prototypes, the [width, width] second moments, and KoLeo's distances for their quantiles. With tensor parallelism
+    an all-reduce of partial sums of activations is its price; gathers, exchanges and permutes of token arrays are not.
     """
     mesh, config = many.mesh, many.config
-    allowed = {(), (64,), (config.model.width,) * 2}
+    chunks = config.objective.prototype_chunks
+    kc = 64 // chunks
+    allowed = {(), (64,), (kc,), (chunks, kc), (config.model.width,) * 2}
+    allowed |= {(2 * config.batch_size,)}
+    cut = (chunks, config.heads.dino_head.bottleneck, kc)
+    allowed |= local_shapes("blocks/prototypes/v", cut, mesh)
     for at, leaf in jax.tree_util.tree_flatten_with_path(many.abstract_state.params)[0]:
         allowed |= local_shapes(path_name(at), leaf.shape, mesh)
     moved = list(collectives(many.compiled_step.as_text()))
     assert moved, "the compiled step of eight devices has no collectives: the pattern no longer finds them"
     if mesh.shape["tensor"] == 1:
-        assert not [(kind, shape) for kind, shape in moved if shape not in allowed]
+        assert not {(kind, shape) for kind, shape in moved if shape not in allowed}
         return
     exchanged = [(kind, shape) for kind, shape in moved if kind != "all-reduce" and shape not in allowed]
     per_row = 2 * config.batch_size * mesh.shape["tensor"]

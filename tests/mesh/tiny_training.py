@@ -30,7 +30,8 @@ FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive
 def tiny_config(*, dtype: str, layer_scale: float) -> ConfigDict:
     """Width 32, depth 2, crops of 32 and 16 px, 64 prototypes, 16 images in groups of 2; every loss term is on."""
     config = smoke.get_config()
-    config.batch_size, config.total_steps, config.objective.group_size = 16, STEPS, 2
+    config.batch_size, config.total_steps = 16, STEPS
+    config.objective.update(group_size=2, prototype_chunks=2)
     config.model.update(image_size=32, width=32, depth=2, num_heads=2, num_registers=5)
     config.model.update(layer_scale=layer_scale, drop_path=0.4)
     config.crops.update(global_size=32, local_size=16, num_local=1)

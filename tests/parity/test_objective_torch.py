@@ -16,6 +16,7 @@ from cxr_jax.experiments.self_distillation import dino_optimiser
 from cxr_jax.export.names import flatten
 from cxr_jax.models.layers import kept_rows
 from cxr_jax.objectives.self_distillation import SelfDistillation
+from cxr_jax.objectives.views import Views
 from cxr_jax.optim import cosine_schedule, linear_schedule
 from cxr_jax.sharding import make_layout, make_mesh, path_name
 from cxr_jax.state import create_state, make_step
@@ -33,7 +34,7 @@ class GivenViews(SelfDistillation):
     """The objective on crops and masks that the batch brings, so that no augmentation has to be compiled."""
 
     def views(self, batch, key, layout=None):
-        return tuple(batch[name] for name in ("global", "local", "mask", "positions", "weights"))
+        return Views(*(batch[name] for name in ("global", "local", "mask", "positions", "weights")))
 
 
 def make_objective(dtype="float64", **changes):
