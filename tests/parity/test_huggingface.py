@@ -1,5 +1,7 @@
 """Our ViT against transformers' own models, random weights, float32, 1e-5 on every token. No network is used."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -91,6 +93,32 @@ def test_interpolated_positions_agree_by_the_matching_rule(tmp_path, registers, 
     write_folder(tmp_path, backbone, model, image_size=32, num_channels=3, geometry=PAD)
     report = compare(tmp_path, model, backbone, random_images(model, image_size))
     assert largest(report) < 1e-5, report
+
+
+@pytest.mark.parametrize("ffn", ["swiglu", "mlp"])
+@pytest.mark.parametrize(("registers", "rule"), [(4, "antialias"), (0, "size")])
+def test_their_weights_give_their_features_here_at_other_resolutions(tmp_path, registers, rule, ffn):
+    """Dinov2WithRegistersModel and Dinov2Model below and above the trained side (that is the test before), both FFNs.
+
+    Our `features` on the imported weights, whose rule is the one that the import gives a published folder.
+    """
+    model = tiny_model(num_registers=registers, pos_resize=rule, ffn=ffn)
+    theirs = _theirs(model, 3)
+    theirs.save_pretrained(tmp_path)
+    _write_preprocessor(tmp_path, 3)
+    published = json.loads((tmp_path / "config.json").read_text())
+    del published["cxr_jax"]
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    backbone, kwargs = read_folder(tmp_path)
+    assert kwargs == model
+    for image_size in (24, 56):
+        images = random_images(model, image_size)
+        with torch.no_grad():
+            pixels = torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1)
+            tokens = theirs(pixels).last_hidden_state.numpy()
+        ours = features(kwargs, backbone, jnp.asarray(images))
+        together = np.concatenate([ours.cls[-1][:, None], ours.registers[-1], ours.patches[-1]], axis=1)
+        np.testing.assert_allclose(together, tokens, atol=1e-5, err_msg=f"{image_size} px")
 
 
 def test_interpolated_positions_differ_by_another_rule(tmp_path):
