@@ -2,27 +2,69 @@
 
 In: a state, a jitted step, batches, and where to write. Out: the last state, checkpoints and metrics.
 
-Each turn: save if due -> next batch -> step -> read scalars if it is a log step -> check that they are finite. Between
-log steps no Python float ever waits for the device.
+Each turn: evaluations owed on the state -> save if due -> next batch -> step -> at log steps: read scalars, look for
+collapse, check that they are finite. Between log steps no Python float ever waits for the device.
+
+The line of step t in metrics.jsonl holds the losses of batch t and the evaluations of the state before it, which has
+seen t batches. A checkpoint of that state carries under `owed` the evaluations that do not stand in metrics.jsonl yet,
+with their values or null where they have yet to run; so a run killed anywhere is complete after it was resumed.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from cxr_jax.checkpoint import Checkpoints
+from cxr_jax.collapse import CollapseError, CollapseWatch
 from cxr_jax.config import RunError
-from cxr_jax.metrics import Clock, Metrics
-from cxr_jax.state import TrainState
-
-NONFINITE_LIMIT = 3
+from cxr_jax.metrics import Clock, Metrics, effective_rank
+from cxr_jax.state import NONFINITE_LIMIT, TrainState, term_names
 
 
 class NumericError(RunError):
     """Training stopped because loss or gradients were not finite several steps in a row."""
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """Scores a state; due when the step is a multiple of `every_steps`, and on the last state."""
+
+    every_steps: int
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """Scores by name."""
+
+
+class Owed:
+    """The evaluations of the state at hand: their values, or None where they have yet to run."""
+
+    def __init__(self, evaluations: Mapping[str, Evaluation], saved: Mapping[str, Any]):
+        self._evaluations = evaluations
+        self.values = {name: value for name, value in saved.items() if name in evaluations or value is not None}
+
+    def add(self, step: int, total_steps: int) -> None:
+        """Note what is due at `step`."""
+        for name, evaluation in self._evaluations.items():
+            if step % evaluation.every_steps == 0 or step == total_steps:
+                self.values.setdefault(name, None)
+
+    def settle(self, state: TrainState) -> float:
+        """Run what has not run; returns the seconds that took, without those of training still under way."""
+        open_ones = [name for name, value in self.values.items() if value is None]
+        if not open_ones:
+            return 0.0
+        jax.block_until_ready(state.step)
+        started = time.perf_counter()
+        self.values |= {name: self._evaluations[name](state) for name in open_ones}
+        return time.perf_counter() - started
+
+    def take(self) -> dict[str, float]:
+        """All values by name; nothing is owed any more."""
+        values, self.values = self.values, {}
+        return {name: score for scores in values.values() for name, score in scores.items()}
 
 
 def run(
@@ -38,36 +80,80 @@ def run(
     checkpoints: Checkpoints,
     meta: dict[str, Any],
     metrics: Metrics,
+    watch: CollapseWatch,
+    evaluations: Mapping[str, Evaluation],
 ) -> TrainState:
     """Train from `state.step` to `total_steps`; saves every `save_every_steps` and at the end.
 
-    Raises NumericError, with the last good checkpoint kept, when three updates in a row had to be skipped.
+    Raises:
+      NumericError: three updates in a row had to be skipped; the last good checkpoint is kept and none is written.
+      CollapseError: `watch` asks to stop; the state is saved.
     """
-    clock = Clock()
-    first = int(state.step)
+    clock, owed = Clock(), Owed(evaluations, meta.get("owed", {}))
+    first, terms = int(state.step), []
+
+    def save(state):
+        health = jax.device_get(state.health)
+        check_finite(int(state.step) - 1, health, terms)
+        # Skipped updates leave parameters as they were: such a state is good, but whoever reads it should know.
+        told = {"owed": owed.values, "collapse": watch.state(), "skipped_updates": int(health["skipped_updates"])}
+        checkpoints.save(state, meta | told)
+
     for step in range(first, total_steps):
+        owed.add(step, total_steps)
+        clock.leave_out(owed.settle(state))
         if step > first and step % save_every_steps == 0:
-            checkpoints.save(state, meta)
+            save(state)
         started = time.perf_counter()
         batch = next(batches)
         clock.waited(time.perf_counter() - started, batch_size)
-        state, scalars = train_step(state, batch, key)
+        state, scalars, moments = train_step(state, batch, key)
+        terms, values = term_names(scalars), owed.take()
         if step % log_every_steps == 0 or step == total_steps - 1:
-            values = {name: float(value) for name, value in jax.device_get(scalars).items()}
-            metrics.write(step, values | clock.read())
-            check_finite(step, values)
+            values = read(scalars, moments) | clock.read() | values
+            for event in watch.look(step, values):
+                metrics.warn(event)
+            metrics.write(step, values, watch.holds)
+            check_finite(step, jax.device_get(state.health), terms)
+            reason = watch.check(step)
+            if reason:
+                owed.add(step + 1, total_steps)
+                save(state)
+                checkpoints.wait()
+                raise CollapseError(reason)
+        elif values:
+            metrics.write(step, values)
         metrics.advance()
-    checkpoints.save(state, meta)
+    owed.add(total_steps, total_steps)
+    owed.settle(state)
+    values = owed.take()
+    if values:
+        metrics.write(total_steps, values)
+    save(state)
     checkpoints.wait()
     return state
 
 
-def check_finite(step: int, values: dict[str, float]) -> None:
-    """Raise NumericError naming the terms when the limit of skipped updates in a row is reached."""
-    if values["nonfinite_in_a_row"] < NONFINITE_LIMIT:
+def read(scalars: dict[str, jax.Array], moments: dict[str, jax.Array]) -> dict[str, float]:
+    """Scalars of a step as numbers, and the effective rank of every second moment as `<name>_rank`."""
+    scalars, moments = jax.device_get((scalars, moments))
+    ranks = {f"{name}_rank": effective_rank(moment) for name, moment in moments.items()}
+    return {name: float(value) for name, value in scalars.items()} | ranks
+
+
+def check_finite(step: int, health: dict[str, np.ndarray], terms: Iterable[str]) -> None:
+    """Raise NumericError naming the terms when the limit of skipped updates in a row was reached.
+
+    What everything else is made of is named alone: terms before their sum, the loss before its gradients.
+    """
+    if health["nonfinite_in_a_row"] < NONFINITE_LIMIT:
         return
-    bad = ", ".join(name for name, value in values.items() if not np.isfinite(value)) or "gradients"
+    bad = [name for name, flag in zip(terms, health["nonfinite_terms"], strict=False) if flag]
+    gradients = [name for name in bad if name.startswith("grad_norm_")]
+    causes = [name for name in bad if name not in ("loss", "grad_norm", *gradients)]
+    causes = causes or [name for name in bad if name == "loss"] or gradients
     raise NumericError(
-        f"step {step}: {bad} not finite for {int(values['nonfinite_in_a_row'])} steps in a row; "
-        "these updates were skipped and the last checkpoint is good; lower the learning rate or look at the data"
+        f"step {step}: {', '.join(causes)} not finite, {int(health['nonfinite_in_a_row'])} updates skipped "
+        f"({NONFINITE_LIMIT} in a row end a run); they left parameters as they were and the last checkpoint is good; "
+        "lower the learning rate or look at the data"
     )

@@ -1,7 +1,8 @@
 """What a run tells: metrics.jsonl, TensorBoard, a progress bar, and pictures of the first batch.
 
 In: scalars by name at log steps. Out: one JSON object a line with at least `step`, `loss`, every loss term,
-`learning_rate`, `grad_norm`, `images_per_sec` and `data_wait_frac`.
+`learning_rate`, `grad_norm`, `images_per_sec` and `data_wait_frac`; a step that only has values of an evaluation (the
+online probe) has a line with `step` and those. Kinds of collapse that hold are listed under `collapse`.
 
 A resumed run cuts metrics.jsonl back to the restored step first, so every step stands there once, in order.
 """
@@ -13,10 +14,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+ROUNDING = 16  # precisions of the largest eigenvalue, below which a second moment's eigenvalue is noise
 
 
 class Metrics:
@@ -39,23 +44,30 @@ class Metrics:
         self._total_steps, self._lines_every = total_steps, max(1, total_steps // 20)
         self._next_line = start_step
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: dict[str, float], collapse: Sequence[str] = ()) -> None:
         """Log the values of `step`. Values that are not finite are written as null and named in `nonfinite`."""
         if not self._file:
             return
         bad = sorted(name for name, value in values.items() if not math.isfinite(value))
         row = {"step": step} | {name: None if name in bad else value for name, value in values.items()}
-        row |= {"nonfinite": bad} if bad else {}
+        row |= ({"nonfinite": bad} if bad else {}) | ({"collapse": [*collapse]} if collapse else {})
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+        if "loss" not in values:
+            return
         text = f"loss {values['loss']:.4f}  {values['images_per_sec']:.1f} images/s"
         self._bar.set_postfix_str(text, refresh=False)
         if not self._terminal and step >= self._next_line:
             print(f"step {step}/{self._total_steps}  {text}", flush=True)
             self._next_line = step + self._lines_every
+
+    def warn(self, text: str) -> None:
+        """A line on stderr that leaves the progress bar whole."""
+        if self._file:
+            self._bar.write(text, file=sys.stderr)
 
     def advance(self) -> None:
         """One step done."""
@@ -98,6 +110,10 @@ class Clock:
         self._waited += seconds
         self._images += images
 
+    def leave_out(self, seconds: float) -> None:
+        """Note that `seconds` passed that were no training."""
+        self._since += seconds
+
     def read(self) -> dict[str, float]:
         """The two figures; starts anew."""
         now = time.perf_counter()
@@ -105,6 +121,25 @@ class Clock:
         figures = {"images_per_sec": self._images / elapsed, "data_wait_frac": min(self._waited / elapsed, 1.0)}
         self._since, self._waited, self._images = now, 0.0, 0
         return figures
+
+
+def effective_rank(moment: Float[np.ndarray, "d d"]) -> float:
+    """RankMe of embeddings whose second moment is `z^T z / rows`; NaN if that is not finite, 0 if it is zero.
+
+        exp(-sum_k p_k ln p_k),   p_k = sigma_k / sum_j sigma_j + 1e-7,   sigma the singular values of z
+
+    (Garrido et al. 2023.) The singular values are the roots of the moment's eigenvalues, up to a factor that p does not
+    feel. An eigenvalue below the largest times `ROUNDING` of the dtype's precisions counts as 0: the root of noise is
+    far from small. At most min(rows, d), so batches of different sizes are not to be compared.
+    """
+    if not np.isfinite(moment).all():
+        return math.nan
+    values = np.linalg.eigvalsh(moment.astype(np.float64))
+    sigma = np.sqrt(np.where(values > values[-1] * ROUNDING * float(jnp.finfo(moment.dtype).eps), values, 0))
+    if not sigma.any():
+        return 0.0
+    share = sigma / sigma.sum() + 1e-7
+    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def write_contact_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], gap: int = 2) -> None:

@@ -1,10 +1,10 @@
 """The train state, its creation straight into shards, and one training step.
 
 In: an objective, an optimiser, a mesh. Out: a `TrainState` that never existed whole on one device, and the jitted
-step `(state, batch, key) -> (state, metrics)`.
+step `(state, batch, key) -> (state, scalars, moments)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 
 from cxr_jax.models.layers import Layout
 from cxr_jax.objectives.base import Objective
 from cxr_jax.optim import global_norm
 from cxr_jax.sharding import batch_sharding, replicated, tree_shardings
+
+NONFINITE_LIMIT = 3  # skipped updates in a row that end a run
+NUM_TERMS = 64  # how many scalars `health` can tell apart
 
 
 @flax.struct.dataclass
@@ -25,7 +29,8 @@ class TrainState:
     """Everything a step reads and writes, as nested dicts of arrays.
 
     `health` counts on the device what Python only looks at on log steps: steps without a finite loss or gradient in a
-    row, and all updates skipped for that reason. The same tree also carries shapes or shardings in place of arrays.
+    row, which scalars were not finite in them, and all updates skipped for that reason. The same tree also carries
+    shapes or shardings in place of arrays.
     """
 
     step: Any
@@ -43,8 +48,38 @@ def create_state(objective: Objective, tx: optax.GradientTransformation, key: ja
         params=params,
         targets=objective.init_targets(params),
         opt_state=tx.init(params),
-        health={"nonfinite_in_a_row": jnp.zeros((), jnp.int32), "skipped_updates": jnp.zeros((), jnp.int32)},
+        health={
+            "nonfinite_in_a_row": jnp.zeros((), jnp.int32),
+            "nonfinite_terms": jnp.zeros((NUM_TERMS,), bool),
+            "skipped_updates": jnp.zeros((), jnp.int32),
+        },
     )
+
+
+COUNTERS = ("nonfinite_in_a_row", "skipped_updates")
+
+
+def term_names(scalars: Iterable[str]) -> list[str]:
+    """What the entries of `health["nonfinite_terms"]` stand for, given the names of a step's scalars."""
+    return sorted(set(scalars) - {*COUNTERS})[:NUM_TERMS]
+
+
+def next_health(health: dict[str, Array], finite: Bool[Array, ""], scalars: dict[str, Array]) -> dict[str, Array]:
+    """The counters after a step.
+
+    At `NONFINITE_LIMIT` the count no longer falls, so that a limit passed between two log steps is still seen, and
+    its terms still named, at the next one.
+    """
+    bad = jnp.where(finite, 0, 1)
+    stuck = health["nonfinite_in_a_row"] >= NONFINITE_LIMIT
+    in_a_row = jnp.where(finite & ~stuck, 0, health["nonfinite_in_a_row"] + bad)
+    now = jnp.stack([~jnp.isfinite(scalars[name]) for name in term_names(scalars)])
+    terms = health["nonfinite_terms"] | jnp.pad(now & ~finite, (0, NUM_TERMS - len(now)))
+    return {
+        "nonfinite_in_a_row": in_a_row,
+        "nonfinite_terms": terms & (in_a_row > 0),
+        "skipped_updates": health["skipped_updates"] + bad,
+    }
 
 
 def abstract_state(objective: Objective, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -69,7 +104,8 @@ def make_step(
     """The jitted training step; its state argument is donated.
 
     Step t draws from `fold_in(key, t)`. When loss or gradients are not finite, parameters, targets and optimiser
-    stay as they were and `health` counts it. `schedules` are logged by name.
+    stay as they were and `health` counts it. `schedules` are logged by name. The objective's second moments come out
+    as they are: their ranks are the host's work, at log steps.
     """
 
     def train_step(state: TrainState, batch, key):
@@ -88,26 +124,22 @@ def make_step(
         new, old = (params, targets, opt_state), (state.params, state.targets, state.opt_state)
         params, targets, opt_state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-        bad = jnp.where(finite, 0, 1)
-        health = {
-            "nonfinite_in_a_row": (state.health["nonfinite_in_a_row"] + 1) * bad,
-            "skipped_updates": state.health["skipped_updates"] + bad,
-        }
-        metrics = {
+        scalars = {
             "loss": loss,
             **aux.metrics,
             "grad_norm": grad_norm,
             **{f"grad_norm_{name}": norm for name, norm in norms.items()},
             **{name: schedule(state.step) for name, schedule in schedules.items()},
-            **health,
         }
-        return TrainState(state.step + 1, params, targets, opt_state, health), metrics
+        health = next_health(state.health, finite, scalars)
+        scalars |= {name: health[name] for name in COUNTERS}
+        return TrainState(state.step + 1, params, targets, opt_state, health), scalars, aux.moments
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, tx, mesh))
     everywhere = replicated(mesh)
     return jax.jit(
         train_step,
         in_shardings=(shardings, batch_sharding(mesh), everywhere),
-        out_shardings=(shardings, everywhere),
+        out_shardings=(shardings, everywhere, everywhere),
         donate_argnums=0,
     )

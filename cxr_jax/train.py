@@ -12,21 +12,27 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cxr_jax import checkpoint, loop
 from cxr_jax import config as door
+from cxr_jax.collapse import CollapseWatch
 from cxr_jax.config import call, require
 from cxr_jax.data.geometry import MEAN, STD
 from cxr_jax.data.pipeline import train_batches
 from cxr_jax.data.source import open_split
+from cxr_jax.evals.features import Geometry
 from cxr_jax.experiments import build
 from cxr_jax.metrics import Metrics, write_contact_sheet
+from cxr_jax.models.layers import Layout
+from cxr_jax.objectives.base import Objective
+from cxr_jax.online_probe import OnlineProbe
 from cxr_jax.sharding import batch_sharding, data_shards, make_layout, make_mesh, replicated
 from cxr_jax.state import TrainState, abstract_state, init_state, make_step
 
 COUNTS = ("batch_size", "total_steps", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
-COUNTS += ("data.threads", "data.prefetch")
+COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch")
 
 
 def check_counts(config: ConfigDict) -> None:
@@ -37,7 +43,7 @@ def check_counts(config: ConfigDict) -> None:
 
 
 # What may change between starting a run and continuing it, because no result depends on it.
-FREE_KEYS = ("log.", "checkpoint.", "mesh.", "data.path", "data.threads", "data.prefetch")
+FREE_KEYS = ("log.", "probe.", "checkpoint.", "mesh.", "data.path", "data.threads", "data.prefetch")
 
 
 def check_same_config(saved: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
@@ -71,6 +77,37 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index].astype(old.dtype))
 
     return state.replace(**jax.tree.map(place, wanted, saved))
+
+
+def collapse_watch(config: ConfigDict, objective: Objective, saved: dict[str, Any] | None) -> CollapseWatch:
+    """The watch that `config.log` asks for, going on from the checkpoint's."""
+    fraction = config.log.collapse_after_frac
+    require(0 <= fraction <= 1, f"config.log.collapse_after_frac={fraction} must be between 0 and 1")
+    return call(
+        CollapseWatch,
+        "log",
+        {"mode": config.log.on_collapse, "patience": config.log.collapse_patience},
+        after_step=round(fraction * config.total_steps),
+        num_prototypes=getattr(objective, "num_prototypes", {}),
+        images=config.batch_size,
+        saved=saved,
+    )
+
+
+def online_probe(
+    config: ConfigDict, objective: Objective, geometry: Geometry, mesh: Mesh, layout: Layout
+) -> dict[str, OnlineProbe]:
+    """The probe that `config.probe` asks for, if it does; an empty path means the dataset that is trained on."""
+    section = config.get("probe")
+    if section is None or section.every_steps == 0:
+        return {}
+    given = {"objective": objective, "geometry": geometry, "mesh": mesh, "layout": layout}
+    given |= {"batch_size": config.batch_size, "dtype": config.dtypes.reduce}
+    door.check_keys("probe", section, OnlineProbe, given=given)
+    options = section.to_dict()
+    options["path"] = options["path"] or config.data.path
+    options["where"] = {field: value for field, value in options["where"].items() if value}
+    return {"probe": call(OnlineProbe, "probe", options, **given)}
 
 
 def main() -> None:
@@ -128,7 +165,7 @@ def main() -> None:
             f"{workdir} was trained on another dataset than {config.data.path} (fingerprints differ)",
         )
         state, saved = checkpoints.restore(abstract_state(objective, tx, mesh))
-        meta["data_skip"] = saved["data_skip"]
+        meta |= {name: saved[name] for name in ("data_skip", "owed", "collapse") if name in saved}
     first = int(state.step)
     if first_process:
         print(
@@ -161,6 +198,9 @@ def main() -> None:
             write_contact_sheet(workdir / "examples" / "first_batch.png", rows)
 
     layout = make_layout(mesh, config.dtypes.compute)
+    geometry = Geometry(meta["geometry"]["fit"], meta["geometry"]["image_size"])
+    watch = collapse_watch(config, objective, meta.get("collapse"))
+    evaluations = online_probe(config, objective, geometry, mesh, layout)
     metrics = Metrics(
         workdir,
         start_step=first,
@@ -181,6 +221,8 @@ def main() -> None:
             checkpoints=checkpoints,
             meta=meta,
             metrics=metrics,
+            watch=watch,
+            evaluations=evaluations,
         )
     finally:
         metrics.close()

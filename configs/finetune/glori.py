@@ -55,6 +55,12 @@ def get_config():
                 "weight_decay": 1e-4,
             },
             "checkpoint": {"every_steps": 100, "keep": 2},
-            "log": {"every_steps": 10, "tensorboard": True},
+            "log": {
+                "every_steps": 10,
+                "tensorboard": True,
+                "on_collapse": "warn",
+                "collapse_after_frac": 0.2,
+                "collapse_patience": 5,
+            },
         }
     )

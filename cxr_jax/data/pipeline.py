@@ -71,10 +71,10 @@ def train_batches(
         yield to_global(local, rows, batch_size, sharding)
 
 
-def eval_batches(
+def local_eval_batches(
     split: Split, *, batch_size: int, sharding: NamedSharding, targets: Sequence[str] = ()
-) -> Iterator[dict]:
-    """Every row once, in order; the last batch is filled up with its first row, marked by `valid [b]` False."""
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches of `eval_batches`, on the host."""
     rows = local_rows(sharding, batch_size)
 
     class Batches:
@@ -88,5 +88,13 @@ def eval_batches(
             return loaded | {"valid": valid}
 
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    for local in grain.MapDataset.source(Batches()).to_iter_dataset(options):
+    yield from grain.MapDataset.source(Batches()).to_iter_dataset(options)
+
+
+def eval_batches(
+    split: Split, *, batch_size: int, sharding: NamedSharding, targets: Sequence[str] = ()
+) -> Iterator[dict]:
+    """Every row once, in order; the last batch is filled up with its first row, marked by `valid [b]` False."""
+    rows = local_rows(sharding, batch_size)
+    for local in local_eval_batches(split, batch_size=batch_size, sharding=sharding, targets=targets):
         yield to_global(local, rows, batch_size, sharding)

@@ -1,6 +1,7 @@
 """The one interface between the loop and the science.
 
-In: student parameters, targets, a batch, a key, the step. Out: a loss, named metrics, and a carry for the targets.
+In: student parameters, targets, a batch, a key, the step. Out: a loss, named metrics, a carry for the targets, and
+second moments of features.
 
 `params` is what the gradient sees. `targets` is what the objective keeps without gradient: an EMA teacher with its
 centres, a frozen backbone, or nothing. Both are plain nested dicts of arrays.
@@ -20,8 +21,9 @@ Batch = dict[str, Array]
 class Aux(NamedTuple):
     """What a loss returns beside its value.
 
-    `metrics` are scalars to log, `carry` is what `update_targets` needs from this batch, `moments` are second moments
-    of features, from which the host computes effective ranks at log steps.
+    `metrics` are scalars to log, `carry` is what `update_targets` needs from this batch. `moments` are second moments
+    `z^T z / rows` of features as they are (neither centred nor normalised), from which the host computes an effective
+    rank at log steps, logged as `<name>_rank`.
     """
 
     metrics: dict[str, Float[Array, ""]]
@@ -31,7 +33,10 @@ class Aux(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """What `loop` asks of an objective; nothing here knows an optimiser or a mesh."""
+    """What `loop` asks of an objective; nothing here knows an optimiser or a mesh.
+
+    An objective with prototypes also has `num_prototypes`, a dict by loss (`dino`, `ibot`): see `cxr_jax.collapse`.
+    """
 
     def init(self, key: Array) -> Params:
         """Fresh student parameters, one top-level entry per sub-module (each is clipped on its own)."""
@@ -55,6 +60,7 @@ class Objective(Protocol):
         *,
         network: str = "teacher",
         blocks: int = 1,
+        layout: Layout = IN_PLACE,
     ) -> Features:
         """Deterministic features of normalised images from the last `blocks` blocks of `teacher` or `student`."""
 

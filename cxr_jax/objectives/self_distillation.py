@@ -88,6 +88,16 @@ class SelfDistillation:
         """The heads that exist."""
         return ("dino_head",) if self.shared_heads else ("dino_head", "ibot_head")
 
+    @property
+    def num_prototypes(self) -> dict[str, int]:
+        """Prototypes of each loss that counts."""
+        weights = {"dino": self.dino_weight, "ibot": self.ibot_weight}
+        return {
+            loss: self.heads[self._head_of(f"{loss}_head")]["num_prototypes"]
+            for loss, weight in weights.items()
+            if weight
+        }
+
     @cached_property
     def view_recipe(self) -> ViewRecipe:
         reduce = self.model.get("reduce_dtype", "float32")
@@ -139,11 +149,13 @@ class SelfDistillation:
         *,
         network: str = "teacher",
         blocks: int = 1,
+        layout: Layout = IN_PLACE,
     ) -> Features:
         """Features of `teacher` (the one to use) or `student`."""
         if network not in ("teacher", "student"):
             raise ValueError(f"network={network!r}: legal are teacher, student")
-        return self._apply("backbone", targets if network == "teacher" else params).features(images, blocks=blocks)
+        backbone = self._apply("backbone", targets if network == "teacher" else params)
+        return backbone.features(images, blocks=blocks, layout=layout)
 
     def views(self, batch: Batch, key: Array, layout: Layout = IN_PLACE) -> Views:
         """Crops and masks of this batch."""

@@ -45,8 +45,9 @@ class Page(HTMLParser):
 
 def metrics_file(path, steps=6):
     rows = [
-        {"step": s, "loss": 9.0 - s, "dino_loss": 5.0 - s / 2, "teacher_entropy": 8.0, "feature_rank": 10.0 + s}
+        {"step": s, "loss": 9.0 - s, "dino_loss": 5.0 - s / 2, "teacher_entropy": 8.0, "teacher_cls_rank": 10.0 + s}
         | {"prototype_use": 0.4, "learning_rate": 1e-4 * s, "grad_norm": None if s == 2 else 2.0, "images_per_sec": 30}
+        | ({"collapse": ["images alike"]} if s >= 4 else {})
         for s in range(steps)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -116,6 +117,7 @@ def test_page_says_what_it_must(written):
     assert "Hernia: no positive label" in words
     assert "Rare\xa0†" in words and "Effusion\xa0†" not in words
     assert "above" in words and "AUROC difference" in words
+    assert "The run warned: images alike, from step 4 to the end of the run." in words
     assert "60 bootstrap" in words and "rows without a view were dropped" in words
     for heading in ("Training", "Where the head looks", "ROC and precision-recall curves", "Environment"):
         assert heading in words

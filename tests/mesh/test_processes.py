@@ -24,6 +24,8 @@ TINY = {
     "heads.dino_head.num_prototypes": 64,
     "heads.ibot_head.num_prototypes": 64,
     "checkpoint.every_steps": 2,
+    "probe.every_steps": 2,
+    "probe.targets": "('Effusion',)",
     "log.every_steps": 1,
     "log.tensorboard": False,
 }
@@ -70,8 +72,11 @@ def test_two_processes_train_like_one(phantom_dataset, tmp_path):
     """The same four devices in one process and in two; also one set of files, written by process 0."""
     one = train(tmp_path / "one", phantom_dataset, processes=1, devices=4)
     two = train(tmp_path / "two", phantom_dataset, processes=2, devices=2)
-    assert [row["step"] for row in two] == [0, 1, 2, 3]
+    assert [row["step"] for row in two] == [0, 1, 2, 3, 4]
     for row, other in zip(two, one, strict=True):
+        if row["step"] % 2 == 0:
+            assert row["probe_auroc_Effusion"] == pytest.approx(other["probe_auroc_Effusion"], abs=1e-9)
+    for row, other in zip(two[:-1], one[:-1], strict=True):
         for name in ("loss", "dino_global_loss", "ibot_loss", "koleo_loss"):
             assert row[name] == pytest.approx(other[name], rel=1e-5), (row["step"], name)
     run = json.loads((tmp_path / "two" / "run.json").read_text())

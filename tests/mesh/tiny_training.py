@@ -81,7 +81,7 @@ class TinyTraining:
         """The scalars of every step from `state`, which is donated."""
         history = []
         for batch in self.batches():
-            state, scalars = self.compiled_step(state, batch, jax.random.key(1))
+            state, scalars, _ = self.compiled_step(state, batch, jax.random.key(1))
             history.append({name: float(value) for name, value in jax.device_get(scalars).items()})
         return history
 

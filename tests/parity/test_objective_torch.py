@@ -281,7 +281,7 @@ def test_four_training_steps_equal_pytorch():
             with torch.no_grad():
                 teacher = {n: ema * teacher[n] + (1 - ema) * p for n, p in trainer.stacked().items()}
 
-            state, metrics = train_step(state, batch, key)
+            state, metrics, _ = train_step(state, batch, key)
             assert float(metrics["loss"]) == pytest.approx(terms["loss"].item(), rel=1e-8), f"step {t}"
             assert float(metrics["learning_rate"]) == lr and int(state.step) == t + 1
         assert lr > 0 and int(state.health["skipped_updates"]) == 0
