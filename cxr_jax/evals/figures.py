@@ -143,8 +143,14 @@ def roc_and_precision_recall(finding: str, columns: Sequence[tuple[str, Curve | 
         return to_svg(figure, f"ROC and precision-recall curves of {finding} for {names}; dashed: chance")
 
 
-def lines(title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, log: bool = False) -> str:
-    """Curves over training steps; gaps where values are missing."""
+def lines(
+    title: str,
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None,
+    log: bool = False,
+) -> str:
+    """Curves over training steps; gaps where values are missing. `bands` are intervals (steps, low, high) by series."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.2, 2.5), layout="constrained")
         axes = figure.add_subplot()
@@ -152,6 +158,8 @@ def lines(title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, lo
             style = {"color": SERIES[s % len(SERIES)], "linestyle": DASHES[s % len(DASHES)]}
             style |= {"marker": "o", "markersize": 3} if len(steps) < 3 else {}
             axes.plot(steps, values, linewidth=1.4, label=name, **style)
+            if bands and name in bands:
+                axes.fill_between(*bands[name], color=style["color"], alpha=0.12, linewidth=0)
         if log:
             axes.set_yscale("log")
         else:

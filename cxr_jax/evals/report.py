@@ -18,7 +18,7 @@ from jaxtyping import Float, Integer
 
 from cxr_jax.evals import figures
 from cxr_jax.evals.ranking import curves
-from cxr_jax.evals.training_curves import training_panels
+from cxr_jax.evals.training_curves import collapse_sentences, training_panels
 
 # Below 20 positive patients a 95 % percentile interval covers the truth in 91 % of trials (10), 87 % (5), 72 % (3).
 SPARSE_PATIENTS, SPARSE_MARK = 20, "†"
@@ -248,9 +248,11 @@ def _training(metrics_path) -> str:
         f'<figure class="card"><h3>{_text(heading)}</h3>{svg}</figure>'
         for heading, svg in training_panels(metrics_path)
     )
-    return (
-        f'<div class="figures small">{cards}</div>' if cards else '<p class="muted">The run has logged nothing yet.</p>'
-    )
+    if not cards:
+        return '<p class="muted">The run has logged nothing yet.</p>'
+    warnings = "".join(f"<li><strong>{_text(text)}</strong></li>" for text in collapse_sentences(metrics_path))
+    warnings = f'<ul class="reading">{warnings}</ul>' if warnings else ""
+    return f'{warnings}<div class="figures small">{cards}</div>'
 
 
 def _method(column, notes) -> str:
