@@ -175,6 +175,11 @@ def read_meta(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:
         return meta
 
 
+def network_of(meta: dict[str, Any], network: str) -> str:
+    """The `network` asked for, or `student` where a run trained without a teacher (masked autoencoding)."""
+    return "student" if network == "teacher" and "targets" not in meta["items"] else network
+
+
 def read_item(run_dir: str | Path, item: str, step: int | None = None) -> dict[str, Any]:
     """One item, `params` or `targets`, as nested dicts of NumPy arrays; no device and no topology needed.
 

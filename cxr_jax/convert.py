@@ -130,6 +130,11 @@ def convert(
     _check_output(output, overwrite)
     meta = checkpoint.read_meta(run_dir, step)
     model = model_arguments(meta)
+    if model["positions"] != "learned":
+        raise ConfigError(
+            f"--input={run_dir}: model.positions={model['positions']!r} cannot be written as --format=hf, a Dinov2 "
+            "layout of learned positions; legal are runs with model.positions='learned'"
+        )
     backbone, others, network = read_backbone(run_dir, network, step)
     image_size = model["image_size"] if image_size is None else image_size
     if image_size <= 0 or image_size % model["patch_size"]:

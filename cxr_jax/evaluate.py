@@ -109,8 +109,11 @@ def score_columns(config: ConfigDict, meta: dict[str, Any], task: Task) -> dict[
             scores = head_scores(other, None, task)
             columns[column_name(other, checkpoint.read_meta(other), columns)] = scores
     else:
-        params = checkpoint.read_item(run, NETWORKS[config.network], step)["backbone"]
-        backbones = {f"pretrained ({config.network})": params}
+        network = checkpoint.network_of(meta, config.network)
+        if network != config.network:
+            print(f"{run} was trained without a teacher; its one network, the student, is evaluated")
+        params = checkpoint.read_item(run, NETWORKS[network], step)["backbone"]
+        backbones = {f"pretrained ({network})": params}
         if config.baselines.random:
             backbones["random network"] = random_backbone(meta["model"], seed=0)
         score, options = {

@@ -58,13 +58,15 @@ def start_from(config: ConfigDict, state: TrainState) -> TrainState:
     """A fresh state with the networks of the run `config.init_from`, which must be of the same architecture.
 
     Pretraining takes student and teacher with their heads; fine-tuning the backbone of `config.init_network`, or none
-    for `random`.
+    for `random`. A run without a teacher has one network, which `teacher` means too.
     """
     run, network = config.init_from, config.get("init_network")
+    if network:
+        network = checkpoint.network_of(checkpoint.read_meta(run), network)
     if network == "random":
         return state
     if network is None:
-        wanted = {"params": state.params, "targets": state.targets}
+        wanted = {"params": state.params} | ({"targets": state.targets} if state.targets else {})
         saved = {item: checkpoint.read_item(run, item) for item in wanted}
     else:
         wanted = {"targets": state.targets}

@@ -54,6 +54,7 @@ def get_config():
                 "num_registers": 4,
                 "layer_scale": 1.0,
                 "drop_path": 0.0,
+                "positions": "learned",
                 "pos_resize": "offset",
                 "scan": True,
                 "remat": "none",

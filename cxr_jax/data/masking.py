@@ -1,6 +1,9 @@
-"""Block masks with exact counts, for iBOT and MAE.
+"""Masks with exact counts: blocks for iBOT, single patches for MAE.
 
-In: a key and static sizes. Out: `mask` (True = hidden) and the positions of the hidden patches.
+In: a key and static sizes. Out: `mask` (True = hidden) and the positions of the hidden patches, or for MAE the order
+in which patches are seen.
+
+MAE shows every image the same number of patches, the first ones of a random order of its own.
 
 iBOT hides blocks in half of the global crops, with mask ratios spread over 0.1-0.5. Here both are static: within a
 group of crops exactly half are masked, the i-th of them with n_i patches, the middle of the i-th stratum of the ratio
@@ -73,3 +76,34 @@ def block_masks(
     positions = hidden_first[:, :total]
     per_crop = jnp.take_along_axis(n, positions // patches, axis=1)
     return mask, positions, 1.0 / per_crop.astype(dtype)
+
+
+def num_visible(num_patches: int, mask_ratio: float) -> int:
+    """How many patches of an image stay visible: exactly `round(n (1 - mask_ratio))`.
+
+    Raises ValueError when the ratio is not inside (0, 1), or leaves no patch visible or none hidden.
+    """
+    count = round(num_patches * (1 - mask_ratio))
+    if not 0 < mask_ratio < 1 or not 0 < count < num_patches:
+        raise ValueError(
+            f"mask_ratio={mask_ratio} leaves {count} of {num_patches} patches visible: it must lie inside (0, 1) and "
+            "leave at least one patch visible and one hidden"
+        )
+    return count
+
+
+def random_masks(
+    key: Array, *, rows: int, num_patches: int, mask_ratio: float
+) -> tuple[Int[Array, "rows v"], Int[Array, "rows n"]]:
+    """Random patches of every row, as MAE draws them: noise, sorted.
+
+    Returns the `visible` patches in the order drawn, and for each patch its `place` in the whole order, the visible
+    ones first: patch i is hidden where `place[:, i] >= v`. The draws of row r depend on the key and r alone.
+    """
+
+    def row(r):
+        # Named float32: the same patches are drawn whether or not 64-bit mode is on.
+        return jax.random.uniform(jax.random.fold_in(key, r), (num_patches,), jnp.float32)
+
+    order = jnp.argsort(jax.vmap(row)(jnp.arange(rows)), axis=1)
+    return order[:, : num_visible(num_patches, mask_ratio)], jnp.argsort(order, axis=1)

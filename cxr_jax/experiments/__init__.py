@@ -7,10 +7,10 @@ import jax
 from ml_collections import ConfigDict
 
 from cxr_jax.config import call, require
-from cxr_jax.experiments import self_distillation, supervised
+from cxr_jax.experiments import mae, self_distillation, supervised
 from cxr_jax.experiments.base import Experiment
 
-BUILDERS = {"self_distillation": self_distillation.build, "supervised": supervised.build}
+BUILDERS = {"self_distillation": self_distillation.build, "mae": mae.build, "supervised": supervised.build}
 
 
 def build(config: ConfigDict) -> Experiment:

@@ -57,7 +57,7 @@ def build(config: ConfigDict) -> Experiment:
         "pretrained": {
             "run": str(config.init_from),
             "step": pretrained["step"],
-            "network": config.init_network,
+            "network": checkpoint.network_of(pretrained, config.init_network),
             "fingerprint": pretrained["fingerprint"],
         },
     }

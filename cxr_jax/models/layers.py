@@ -10,11 +10,14 @@ Modules own no randomness (keys come with the call) and know no mesh (a `Layout`
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+from cxr_jax.models.rope import Rotation, rotate
 
 
 def _identity(x, *_):
@@ -99,6 +102,12 @@ def uniform_fan_in(key, shape, dtype, fan_in):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def xavier_uniform(key, shape, dtype, fan_in, fan_out):
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    bound = (6 / (fan_in + fan_out)) ** 0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 class Linear(nnx.Module):
     """Affine map from `in_shape` axes to `out_shape` axes; kernel `[*in_shape, *out_shape]`."""
 
@@ -162,10 +171,24 @@ class Attention(nnx.Module):
         self.qkv = Linear((width,), (3, num_heads, head_width), dtypes=dtypes, rngs=rngs)
         self.proj = Linear((num_heads, head_width), (width,), dtypes=dtypes, rngs=rngs)
 
-    def __call__(self, x, layout: Layout = IN_PLACE):
+    def __call__(self, x, layout: Layout = IN_PLACE, rotation: Rotation | None = None):
         qkv = self.qkv(x)
         q, k, v = (layout.heads(qkv[:, :, i]) for i in range(3))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         return self.proj(attend(q, k, v, reduce_dtype=self.reduce_dtype))
+
+
+def draw_xavier(module: nnx.Module, rngs: nnx.Rngs) -> None:
+    """Draw every `Linear` inside `module` anew, as MAE's authors do: Xavier-uniform, +-sqrt(6 / (fan_in + fan_out)).
+
+    A map to several axes counts as one matrix, so queries, keys and values share a fan-out of 3d.
+    """
+    for _, layer in nnx.iter_modules(module):
+        if isinstance(layer, Linear):
+            kernel, fan_out = layer.kernel[...], layer.bias[...].size
+            fans = kernel.size // fan_out, fan_out
+            layer.kernel[...] = xavier_uniform(rngs.params(), kernel.shape, kernel.dtype, *fans)
 
 
 class SwiGLU(nnx.Module):
@@ -205,26 +228,32 @@ def kept_rows(rows: int, rate: float) -> int:
 
 def residual(
     x: Float[Array, "rows t d"],
-    branch: Callable[[Float[Array, "kept t d"]], Float[Array, "kept t d"]],
+    branch: Callable[[Float[Array, "kept t d"], Any], Float[Array, "kept t d"]],
     *,
     rate: float,
     num_groups: int,
     key: Array | None,
+    beside: Any = None,
 ) -> Float[Array, "rows t d"]:
-    """`x + branch(x)`, or with sample-subset drop path when a key is given.
+    """`x + branch(x, beside)`, or with sample-subset drop path when a key is given.
 
     In each of `num_groups` equal groups of rows, `kept_rows` rows are drawn, only those go through the branch, and
     its output is scaled by rows/kept. Gathers are batched over groups, so they never leave a device that holds
-    whole groups.
+    whole groups. Arrays in the tree `beside` lose the same rows, or hold for all of them if their first axis is 1.
     """
     rows = x.shape[0] // num_groups
     kept = kept_rows(rows, rate)
     if key is None or kept == rows:
-        return x + branch(x)
+        return x + branch(x, beside)
     # Named float32: the same rows are drawn whether or not 64-bit mode is on.
     order = jnp.argsort(jax.random.uniform(key, (num_groups, rows), jnp.float32), axis=1)[:, :kept]
     grouped = x.reshape(num_groups, rows, *x.shape[1:])
-    subset = jnp.take_along_axis(grouped, order[:, :, None, None], axis=1)
-    out = branch(subset.reshape(-1, *x.shape[1:])).reshape(subset.shape)
+
+    def take(leaf):
+        leaf = leaf.reshape(num_groups, rows, *leaf.shape[1:])
+        return jnp.take_along_axis(leaf, order[:, :, None, None], axis=1).reshape(-1, *leaf.shape[2:])
+
+    beside = jax.tree.map(lambda leaf: leaf if leaf.shape[0] == 1 else take(leaf), beside)
+    out = branch(take(x), beside).reshape(num_groups, kept, *x.shape[1:])
     added = jax.vmap(lambda g, rows, o: g.at[rows].add(o))(grouped, order, out * (rows / kept))
     return added.reshape(x.shape)

@@ -1,6 +1,8 @@
-"""Position embeddings at another grid than the one they were learned on.
+"""Position embeddings that are added to tokens: fixed ones, and learned ones at another grid than their own.
 
-In: `[1 + n, d]`, CLS first, then a row-major square grid. Out: `[1 + m, d]` for another grid.
+Kinds (`POSITIONS`): `learned`, `sincos` (fixed, here), `rope` (nothing is added; queries and keys turn, see `rope`).
+
+Learned. In: `[1 + n, d]`, CLS first, then a row-major square grid. Out: `[1 + m, d]` for another grid.
 
 Three rules are in use in the wild and differ by 2-12 %, so the rule is part of a model and of its checkpoint:
 `offset` (DINOv2, CheXFound): scale factor (out + 0.1) / in, bicubic a = -0.75, no antialiasing;
@@ -14,7 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+POSITIONS = ("learned", "sincos", "rope")
 POS_RESIZE = ("offset", "size", "antialias")
+TEMPERATURE = 10_000.0
+
+
+@lru_cache(maxsize=64)
+def sincos_positions(grid: int, width: int) -> np.ndarray:
+    """Fixed two-dimensional sine-cosine positions as MAE published them, float64 `[1 + grid * grid, width]`.
+
+    With w_k = 10000^(-4k/d), k = 0 .. d/4 - 1, the patch at row i, column j has
+    [sin(j w), cos(j w), sin(i w), cos(i w)]; CLS, which comes first, has zeros. Raises ValueError unless 4 divides d.
+    """
+    if width % 4:
+        raise ValueError(f"width={width}: sine-cosine positions need a multiple of 4")
+    frequencies = TEMPERATURE ** -(np.arange(width // 4) * 4 / width)
+    angles = np.arange(grid)[:, None] * frequencies
+    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    table = np.concatenate([np.tile(axis, (grid, 1)), np.repeat(axis, grid, axis=0)], axis=1)
+    return np.concatenate([np.zeros((1, width)), table])
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:

@@ -3,37 +3,34 @@
 In: a tuple of normalised one-channel images, one array per crop size. Out: per stream the final CLS, register and
 patch tokens.
 
-Layers are stacked on a leading axis and run by one `lax.scan` whose carry is the tuple of streams, so that each
-layer's weights are gathered once for all crop sizes. Registers carry no position embedding and are inserted after it
-is added (Darcet et al. 2023). Masked patches are replaced by the mask token before positions are added (iBOT).
+Layers are stacked on a leading axis and run by one `lax.scan` whose carry is the tuple of streams (`blocks`).
+Registers carry no position embedding and are inserted after it is added (Darcet et al. 2023). Masked patches are
+replaced by the mask token before positions are added (iBOT), or, with `visible`, are left out altogether (MAE).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from cxr_jax.models.blocks import INITS, REMAT, make_blocks, run_blocks
 from cxr_jax.models.layers import (
     IN_PLACE,
-    Attention,
     Dtypes,
     Layout,
     layer_norm,
     linear,
-    make_ffn,
-    residual,
     trunc_normal,
     uniform_fan_in,
+    xavier_uniform,
 )
-from cxr_jax.models.positions import POS_RESIZE, resize_positions
-
-REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from cxr_jax.models.patches import patchify
+from cxr_jax.models.positions import POS_RESIZE, POSITIONS, resize_positions, sincos_positions
+from cxr_jax.models.rope import make_rotation
 
 
 class Features(NamedTuple):
@@ -44,55 +41,20 @@ class Features(NamedTuple):
     patches: Float[Array, "blocks b n d"]
 
 
-class Block(nnx.Module):
-    """Pre-norm Transformer block on a tuple of streams, with LayerScale and sample-subset drop path."""
-
-    def __init__(self, *, width, num_heads, ffn, layer_scale, drop_path, dtypes: Dtypes, rngs: nnx.Rngs):
-        self.drop_path, self.dtypes = drop_path, dtypes
-        self.norm1 = layer_norm(width, dtypes=dtypes, rngs=rngs)
-        self.attn = Attention(width, num_heads, dtypes=dtypes, rngs=rngs)
-        self.norm2 = layer_norm(width, dtypes=dtypes, rngs=rngs)
-        self.mlp = make_ffn(ffn, width, dtypes=dtypes, rngs=rngs)
-        self.has_layer_scale = layer_scale is not None
-        if self.has_layer_scale:
-            self.layer_scale1 = nnx.Param(jnp.full((width,), layer_scale, dtypes.param_dtype))
-            self.layer_scale2 = nnx.Param(jnp.full((width,), layer_scale, dtypes.param_dtype))
-
-    def _scale(self, x, gamma):
-        reduce = self.dtypes.reduce_dtype
-        return (x.astype(reduce) * gamma[...].astype(reduce)).astype(x.dtype)
-
-    def _attention(self, x, layout):
-        x = self.attn(self.norm1(x).astype(x.dtype), layout)
-        return self._scale(x, self.layer_scale1) if self.has_layer_scale else x
-
-    def _ffn(self, x):
-        x = self.mlp(self.norm2(x).astype(x.dtype))
-        return self._scale(x, self.layer_scale2) if self.has_layer_scale else x
-
-    def __call__(self, streams, key, num_groups: int, layout: Layout):
-        """One block. `key` None switches drop path off; each stream and residual draws its own rows."""
-        out = []
-        for i, x in enumerate(streams):
-            keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
-            options = {"rate": self.drop_path, "num_groups": num_groups}
-            x = residual(x, lambda y: self._attention(y, layout), key=keys[0], **options)
-            x = residual(x, self._ffn, key=keys[1], **options)
-            out.append(layout.rows(x))
-        return tuple(out)
-
-
 class ViT(nnx.Module):
     """Vision Transformer on one grey channel.
 
     Args:
       image_size: side in px for which position embeddings are learned; other sizes resize them by `pos_resize`.
+      positions: `learned`, `sincos` (MAE's fixed table, computed for every grid) or `rope` (DINOv3's, `rope`).
       patch_size, width, depth, num_heads: see `variants`.
       ffn: `swiglu` or `mlp`.
       num_registers: register tokens, 0 for none.
       layer_scale: initial LayerScale, or None for no LayerScale.
       drop_path: sample-subset drop rate, the same in every block.
       pos_resize: `offset`, `size` or `antialias` (`positions`).
+      init: `trunc_normal` (DINOv2's) or `xavier` as MAE's authors: Xavier-uniform linear maps and patch kernel, CLS
+        and registers N(0, 0.02).
       scan: run stacked layers by `lax.scan`; False unrolls them for debugging.
       remat: `none`, `full` or `dots`, what the backward pass recomputes.
     """
@@ -109,7 +71,9 @@ class ViT(nnx.Module):
         num_registers: int = 4,
         layer_scale: float | None = 1e-5,
         drop_path: float = 0.0,
+        positions: str = "learned",
         pos_resize: str = "offset",
+        init: str = "trunc_normal",
         scan: bool = True,
         remat: str = "none",
         param_dtype: str = "float32",
@@ -119,7 +83,9 @@ class ViT(nnx.Module):
     ):
         for name, value, legal in (
             ("ffn", ffn, ("swiglu", "mlp")),
+            ("positions", positions, POSITIONS),
             ("pos_resize", pos_resize, POS_RESIZE),
+            ("init", init, INITS),
             ("remat", remat, tuple(REMAT)),
         ):
             if value not in legal:
@@ -129,49 +95,69 @@ class ViT(nnx.Module):
                 f"model.image_size={image_size} must be a multiple of patch_size={patch_size}, "
                 f"and width={width} of num_heads={num_heads}"
             )
+        self.head_width = width // num_heads
+        if (positions == "sincos" and width % 4) or (positions == "rope" and self.head_width % 4):
+            raise ValueError(
+                f"model.positions={positions!r}: width={width} (sincos) and width / num_heads={self.head_width} (rope) "
+                "must be multiples of 4"
+            )
         dtypes = Dtypes(param_dtype, compute_dtype, reduce_dtype)
-        self.dtypes, self.patch_size, self.grid = dtypes, patch_size, image_size // patch_size
-        self.depth, self.num_registers, self.pos_resize = depth, num_registers, pos_resize
+        self.dtypes, self.patch_size, self.grid, self.width = dtypes, patch_size, image_size // patch_size, width
+        self.depth, self.num_registers = depth, num_registers
+        self.positions, self.pos_resize = positions, pos_resize
         self.scan, self.remat = scan, remat
 
-        pixels, param = patch_size**2, dtypes.param_dtype
+        pixels, param, xavier = patch_size**2, dtypes.param_dtype, init == "xavier"
+        shape = (pixels, width)
+        key = rngs.params()
+        kernel = xavier_uniform(key, shape, param, *shape) if xavier else uniform_fan_in(key, shape, param, pixels)
         self.patch_embed = nnx.Dict(
-            kernel=nnx.Param(uniform_fan_in(rngs.params(), (pixels, width), param, pixels)),
+            kernel=nnx.Param(kernel),
             bias=nnx.Param(uniform_fan_in(rngs.params(), (width,), param, pixels)),
         )
-        self.cls_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (width,), param))
+        token_std = 0.02 if xavier else 1e-6
+        self.cls_token = nnx.Param(token_std * jax.random.normal(rngs.params(), (width,), param))
         if num_registers:
-            self.register_tokens = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (num_registers, width), param))
+            registers = jax.random.normal(rngs.params(), (num_registers, width), param)
+            self.register_tokens = nnx.Param(token_std * registers)
         self.mask_token = nnx.Param(jnp.zeros((width,), param))
-        self.pos_embed = nnx.Param(trunc_normal(rngs.params(), (1 + self.grid**2, width), param))
-
-        def make_block(rngs):
-            return Block(
-                width=width,
-                num_heads=num_heads,
-                ffn=ffn,
-                layer_scale=layer_scale,
-                drop_path=drop_path,
-                dtypes=dtypes,
-                rngs=rngs,
-            )
-
-        self.blocks = nnx.vmap(make_block)(rngs.split(depth))
+        if positions == "learned":
+            self.pos_embed = nnx.Param(trunc_normal(rngs.params(), (1 + self.grid**2, width), param))
+        self.blocks = make_blocks(
+            depth,
+            width=width,
+            num_heads=num_heads,
+            ffn=ffn,
+            layer_scale=layer_scale,
+            drop_path=drop_path,
+            dtypes=dtypes,
+            init=init,
+            rngs=rngs,
+        )
         self.norm = layer_norm(width, dtypes=dtypes, rngs=rngs)
 
-    def _embed(self, images, mask):
+    def _position_table(self, grid: int) -> Float[Array, "t d"]:
+        """What is added to CLS and to the patches of a grid; rotary positions add nothing."""
+        reduce = self.dtypes.reduce_dtype
+        if self.positions == "learned":
+            return resize_positions(self.pos_embed[...].astype(reduce), self.grid, grid, self.pos_resize)
+        if self.positions == "sincos":
+            return jnp.asarray(sincos_positions(grid, self.width), reduce)
+        return jnp.zeros((1 + grid**2, self.width), reduce)
+
+    def _embed(self, images, mask, visible):
         """`[rows, H, W]` -> `[rows, 1 + r + n, d]`; H = W, a multiple of the patch size."""
-        rows, side = images.shape[0], self.patch_size
-        grid = images.shape[1] // side
+        rows, grid = images.shape[0], images.shape[1] // self.patch_size
         compute, reduce = self.dtypes.compute_dtype, self.dtypes.reduce_dtype
-        patches = images.reshape(rows, grid, side, grid, side).transpose(0, 1, 3, 2, 4)
-        patches = patches.reshape(rows, grid * grid, side * side).astype(compute)
+        patches, pos = patchify(images, self.patch_size).astype(compute), self._position_table(grid)
+        patch_pos = pos[1:]
+        if visible is not None:
+            patches, patch_pos = jnp.take_along_axis(patches, visible[:, :, None], axis=1), patch_pos[visible]
         x = linear(patches, self.patch_embed.kernel[...], self.patch_embed.bias[...], 1, reduce)
         # Tokens and positions are broadcast over rows: their gradients accumulate in the dtype of this sum.
         x = x.astype(reduce)
         if mask is not None:
             x = jnp.where(mask[:, :, None], self.mask_token[...].astype(reduce), x)
-        pos = resize_positions(self.pos_embed[...].astype(reduce), self.grid, grid, self.pos_resize)
 
         def spread(tokens):
             return jnp.broadcast_to(tokens.astype(reduce), (rows, *tokens.shape))
@@ -179,27 +165,19 @@ class ViT(nnx.Module):
         parts = [spread(self.cls_token[...][None] + pos[:1])]
         if self.num_registers:
             parts.append(spread(self.register_tokens[...]))
-        return jnp.concatenate([*parts, x + pos[1:]], axis=1).astype(compute)
+        return jnp.concatenate([*parts, x + patch_pos], axis=1).astype(compute)
 
-    def _run(self, streams, params, graphdef, keys, num_groups, layout, collect):
-        """Run stacked layers `params`; with `collect`, also return every layer's streams, stacked."""
+    def _rotation(self, images, visible):
+        """The rotary positions of one stream, None unless the model has such."""
+        if self.positions != "rope":
+            return None
+        grid, dtype = images.shape[1] // self.patch_size, self.dtypes.reduce_dtype
+        return make_rotation(grid, self.head_width, prefix=1 + self.num_registers, dtype=dtype, visible=visible)
 
-        def body(streams, layer):
-            weights, key = layer
-            block = nnx.merge(graphdef, layout.weights(weights))
-            streams = block(streams, key, num_groups, layout)
-            return streams, streams if collect else None
-
-        if self.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT[self.remat])
-        depth = jax.tree.leaves(params)[0].shape[0]
-        if self.scan:
-            return jax.lax.scan(body, streams, (params, keys))
-        collected = []
-        for i in range(depth):
-            streams, out = body(streams, jax.tree.map(lambda leaf, i=i: leaf[i], (params, keys)))
-            collected.append(out)
-        return streams, jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected) if collect else None
+    def _mean_patches(self, streams):
+        """Mean patch token `[rows, d]` of each stream, in the reduce dtype."""
+        first = 1 + self.num_registers
+        return tuple(x[:, first:].astype(self.dtypes.reduce_dtype).mean(1) for x in streams)
 
     def _split(self, tokens) -> Features:
         x = self.norm(tokens).astype(tokens.dtype)
@@ -211,31 +189,46 @@ class ViT(nnx.Module):
         images: tuple[Float[Array, "_ _ _"], ...],
         masks: tuple[Bool[Array, "_ _"] | None, ...] | None = None,
         *,
+        visible: tuple[Int[Array, "_ _"] | None, ...] | None = None,
         blocks: int = 1,
+        pooled_blocks: tuple[int, ...] = (),
         key: Array | None = None,
         num_groups: int = 1,
         layout: Layout = IN_PLACE,
-    ) -> tuple[Features, ...]:
+    ) -> tuple[Features, ...] | tuple[tuple[Features, ...], tuple[Float[Array, "pooled _ d"], ...]]:
         """Encode each stream `[rows, H, W]`; masks (True = hidden) are `[rows, n]` or None per stream.
 
-        `key` switches drop path on, drawn within `num_groups` equal groups of consecutive rows. Returns for each
-        stream the `Features` of the last `blocks` blocks.
+        `visible`, `[rows, k]` or None per stream, names for every row the k patches to encode, in this order; no
+        other patch is computed. `key` switches drop path on, drawn within `num_groups` equal groups of consecutive
+        rows. Returns for each stream the `Features` of the last `blocks` blocks. With `pooled_blocks` (numbers from 0)
+        returns a pair: those, and for each stream the mean patch tokens after these blocks, before any norm, in the
+        reduce dtype.
         """
-        masks = masks or (None,) * len(images)
-        streams = tuple(layout.rows(self._embed(x, m)) for x, m in zip(images, masks, strict=True))
-        graphdef, state = nnx.split(self.blocks)
-        params = nnx.to_pure_dict(state)
+        if not all(0 <= block < self.depth for block in pooled_blocks):
+            raise ValueError(f"pooled_blocks={pooled_blocks}: legal are 0 .. {self.depth - 1}, the blocks of the model")
+        masks, visible = masks or (None,) * len(images), visible or (None,) * len(images)
+        streams = tuple(layout.rows(self._embed(x, m, v)) for x, m, v in zip(images, masks, visible, strict=True))
+        rotations = tuple(self._rotation(x, v) for x, v in zip(images, visible, strict=True))
         keys = None if key is None else jax.random.split(key, self.depth)
-        run = (graphdef, num_groups, layout)
-        if blocks == 1:
-            streams, _ = self._run(streams, params, graphdef, keys, num_groups, layout, collect=False)
-            return tuple(self._split(x[None]) for x in streams)
-        cut = self.depth - blocks
-        early, late = (jax.tree.map(lambda leaf, s=s: leaf[s], (params, keys)) for s in (slice(cut), slice(cut, None)))
+        pool = self._mean_patches if pooled_blocks else lambda streams: None
+
+        options = {"rotations": rotations, "keys": keys, "num_groups": num_groups, "layout": layout}
+        run = partial(run_blocks, self.blocks, **options, scan=self.scan, remat=self.remat)
+        # Only the blocks that are asked for leave all of their tokens behind.
+        cut = self.depth if blocks == 1 else self.depth - blocks
+        pooled = []
         if cut:
-            streams, _ = self._run(streams, early[0], run[0], early[1], *run[1:], collect=False)
-        _, layers = self._run(streams, late[0], run[0], late[1], *run[1:], collect=True)
-        return tuple(self._split(x) for x in layers)
+            streams, early = run(streams, layers=slice(cut), summary=pool)
+            pooled.append(early)
+        if blocks == 1:
+            streams = tuple(x[None] for x in streams)
+        else:
+            _, (streams, late) = run(streams, layers=slice(cut, None), summary=lambda x: (x, pool(x)))
+            pooled.append(late)
+        features = tuple(self._split(x) for x in streams)
+        if not pooled_blocks:
+            return features
+        return features, jax.tree.map(lambda *parts: jnp.concatenate(parts)[np.asarray(pooled_blocks)], *pooled)
 
     def features(self, images: Float[Array, "b H W"], *, blocks: int = 1, layout: Layout = IN_PLACE) -> Features:
         """Deterministic features of the last `blocks` blocks, each through the final norm."""

@@ -99,7 +99,7 @@ ROWS, GROUPS, RATE = 12, 3, 0.3  # 4 rows a group, 3 kept
 
 
 def dropped(x, key):
-    return residual(x, lambda y: 2.0 * y + 1.0, rate=RATE, num_groups=GROUPS, key=key)
+    return residual(x, lambda y, _: 2.0 * y + 1.0, rate=RATE, num_groups=GROUPS, key=key)
 
 
 def test_drop_path_keeps_exact_subsets_per_group_and_scales_them():
@@ -115,7 +115,7 @@ def test_drop_path_keeps_exact_subsets_per_group_and_scales_them():
 def test_drop_path_computes_only_the_rows_it_keeps():
     seen = []
     residual(
-        normal(0, ROWS, 2, 3), lambda y: (seen.append(y.shape), y)[1], rate=RATE, num_groups=3, key=jax.random.key(0)
+        normal(0, ROWS, 2, 3), lambda y, _: (seen.append(y.shape), y)[1], rate=RATE, num_groups=3, key=jax.random.key(0)
     )
     assert seen == [(9, 2, 3)]
 
@@ -131,5 +131,5 @@ def test_drop_path_is_right_in_expectation_and_draws_every_row_alike():
 def test_without_a_key_or_a_rate_nothing_is_dropped():
     x = normal(0, ROWS, 2, 3)
     np.testing.assert_allclose(dropped(x, None), 3 * x + 1, rtol=1e-5)
-    kept = residual(x, lambda y: 2.0 * y + 1.0, rate=0.0, num_groups=GROUPS, key=jax.random.key(0))
+    kept = residual(x, lambda y, _: 2.0 * y + 1.0, rate=0.0, num_groups=GROUPS, key=jax.random.key(0))
     np.testing.assert_allclose(kept, 3 * x + 1, rtol=1e-5)

@@ -1,10 +1,10 @@
-"""The three rules of position resizing against torch.nn.functional.interpolate."""
+"""Fixed positions against their formula; the three rules of resizing against torch.nn.functional.interpolate."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax.models.positions import resize_positions
+from cxr_jax.models.positions import resize_positions, sincos_positions
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch; requirements-test.txt installs it")
 
@@ -38,3 +38,24 @@ def test_the_learned_grid_is_left_as_it_is(rule):
 def test_an_unknown_rule_is_refused_by_name():
     with pytest.raises(ValueError, match="offset, size, antialias"):
         resize_positions(jnp.asarray(POSITIONS), GRID, 3, "bilinear")
+
+
+def published_sincos(grid, width):
+    """MAE's table, patch by patch: sine and cosine of the column, then of the row; CLS has zeros."""
+    periods = 10000 ** (np.arange(width // 4) / (width / 4))
+    table = [np.zeros(width)]
+    for row in range(grid):
+        for column in range(grid):
+            parts = [f(at / periods) for at in (column, row) for f in (np.sin, np.cos)]
+            table.append(np.concatenate(parts))
+    return np.array(table)
+
+
+@pytest.mark.parametrize(("grid", "width"), [(1, 4), (3, 8), (14, 64)])
+def test_fixed_positions_are_the_published_ones(grid, width):
+    np.testing.assert_allclose(sincos_positions(grid, width), published_sincos(grid, width), atol=1e-12)
+
+
+def test_fixed_positions_need_four_parts():
+    with pytest.raises(ValueError, match="width=6"):
+        sincos_positions(2, 6)

@@ -1,0 +1,70 @@
+"""Masked autoencoding with ViT-L/16, as MAE's authors published it (He et al., arXiv 2111.06377), on one grey channel.
+
+    python -m cxr_jax.train --config=configs/pretrain/mae_vitl16.py --workdir=runs/mae_vitl16 --config.data.path=DATASET
+
+Stands for the pretraining of CXRBase (arXiv 2410.08861). Known of CXRBase: it is a masked autoencoder, pretrained on
+1.04 M chest X-rays without labels and then fine-tuned. Not known, because it could not be read: mask ratio, decoder,
+epochs, learning rate, batch, resolution, initialisation, and which datasets. Every such number here is MAE's own: mask
+ratio 0.75, decoder 8 blocks x 512 x 16 heads, batch 4,096, 224 px, 1.5e-4 x batch / 256, warm-up 40 of 800 epochs;
+203,125 steps are 800 epochs of 1.04 M images. Departures: random initialisation as published, but a patch has 256
+values instead of 768, as the pictures are grey.
+
+Hardware: a pod (64 images a chip on 64 chips). Result: not yet run.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 4096,
+            "total_steps": 203_125,
+            "init_from": "",
+            "data": {
+                "path": "",
+                "split": "train",
+                "where": {"source": "", "view": "", "sex": ""},
+                "targets": (),
+                "threads": 16,
+                "prefetch": 16,
+            },
+            "geometry": {"fit": "pad", "image_size": 0},
+            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+            "dtypes": {"param": "float32", "compute": "bfloat16", "reduce": "float32"},
+            "model": {
+                "variant": "vit_l16",
+                "image_size": 224,
+                "ffn": "mlp",
+                "num_registers": 0,
+                "layer_scale": None,
+                "drop_path": 0.0,
+                "positions": "sincos",
+                "pos_resize": "offset",
+                "init": "xavier",
+                "scan": True,
+                "remat": "full",
+            },
+            "decoder": {"width": 512, "depth": 8, "num_heads": 16},
+            "crop": {
+                "scale": (0.2, 1.0),
+                "flip_prob": 0.5,
+                "aspect": (3 / 4, 4 / 3),
+                "jitter_prob": 0.0,
+                "blur_prob": 0.0,
+                "solarise_prob": 0.0,
+            },
+            "objective": {"name": "mae", "mask_ratio": 0.75, "normalise_targets": True},
+            "optim": {
+                "base_learning_rate": 1.5e-4,
+                "final_learning_rate": 0.0,
+                "warmup_frac": 40 / 800,
+                "weight_decay": 0.05,
+                "betas": (0.9, 0.95),
+                "clip_norm": 0.0,
+            },
+            "checkpoint": {"every_steps": 1000, "keep": 3},
+            "log": {"every_steps": 50, "tensorboard": True},
+        }
+    )
