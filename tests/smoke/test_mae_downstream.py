@@ -1,0 +1,57 @@
+"""A run of masked autoencoding, which has no teacher, through every entry that reads a pretraining run."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_training_configs import check, load, run, shrink
+
+from cxr_jax import checkpoint, convert, evaluate
+from cxr_jax.config import ConfigError
+
+
+@pytest.fixture(scope="module")
+def pretrained(phantom_dataset, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("mae") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(shrink(load("pretrain/small_mae"), phantom_dataset), workdir, monkeypatch)
+    return workdir
+
+
+@pytest.mark.parametrize("network", ["teacher", "student"])
+def test_heads_are_trained_on_the_one_network(network, pretrained, phantom_dataset, tmp_path, monkeypatch):
+    config = load("finetune/linear")
+    config.init_from, config.init_network = str(pretrained), network
+    workdir = tmp_path / "run"
+    check(workdir, run(shrink(config, phantom_dataset), workdir, monkeypatch), "bce_best")
+    before = checkpoint.read_item(pretrained, "params")["backbone"]
+    after = checkpoint.read_item(workdir, "targets")["backbone"]
+    np.testing.assert_array_equal(before["blocks"]["attn"]["qkv"]["kernel"], after["blocks"]["attn"]["qkv"]["kernel"])
+    assert checkpoint.read_meta(workdir)["pretrained"]["network"] == "student"
+
+
+@pytest.mark.parametrize("protocol", ["linear", "knn"])
+def test_probes_read_the_one_network_and_say_so(protocol, pretrained, phantom_dataset, tmp_path, monkeypatch, capsys):
+    config = load(f"eval/{protocol}")
+    config.init_from, config.batch_size, config.data.targets = str(pretrained), 16, ("Effusion",)
+    config.bootstrap.resamples = 10
+    config.baselines.update(random=False, floor=False)
+    flags = SimpleNamespace(FLAGS=SimpleNamespace(config=config, workdir=str(tmp_path)))
+    monkeypatch.setattr(evaluate, "flags", flags)
+    evaluate.main()
+    printed = capsys.readouterr().out
+    assert "trained without a teacher" in printed and "pretrained (student)" in printed
+    assert (tmp_path / "results.json").exists()
+
+
+def test_its_fixed_positions_have_no_place_in_a_hugging_face_folder(pretrained, tmp_path):
+    with pytest.raises(ConfigError, match="positions='sincos' cannot be written as --format=hf"):
+        convert.convert(pretrained, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_pretraining_continues_from_it(pretrained, phantom_dataset, tmp_path, monkeypatch):
+    config = load("pretrain/small_mae")
+    config.init_from = str(pretrained)
+    lines = run(shrink(config, phantom_dataset), tmp_path / "run", monkeypatch)
+    check(tmp_path / "run", lines, "reconstruction_loss")
