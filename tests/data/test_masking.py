@@ -5,8 +5,9 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from cxr_jax.data.masking import block_masks, mask_counts, patch_order
+from cxr_jax.data.masking import block_masks, mask_counts, num_visible, patch_order, random_masks
 
 GROUPS, CROPS, GRID, RATIO = 3, 8, 7, (0.1, 0.5)
 
@@ -70,3 +71,49 @@ def test_patches_are_hidden_in_blocks():
     # Rectangles inside the grid prefer its middle; even so every patch is hidden sometimes and none always.
     share = mask.mean(0)
     assert share.min() > 0.005 and share.max() < 0.7
+
+
+PATCHES, ROWS = 49, 16
+
+
+@pytest.fixture(scope="module")
+def random_rows():
+    return jax.jit(partial(random_masks, num_patches=PATCHES, mask_ratio=0.75), static_argnames="rows")
+
+
+def test_every_row_sees_the_same_number_of_its_own_patches(random_rows):
+    visible, place = (np.asarray(x) for x in random_rows(jax.random.key(0), rows=ROWS))
+    assert visible.shape == (ROWS, 12)  # round(49 * 0.25)
+    np.testing.assert_array_equal(np.sort(place, axis=1), np.tile(np.arange(PATCHES), (ROWS, 1)))
+    for row in range(ROWS):
+        # Patch visible[j] stands at place j, and no other patch is among the first twelve.
+        np.testing.assert_array_equal(place[row][visible[row]], np.arange(12))
+    assert len({tuple(row) for row in visible}) == ROWS
+
+
+def test_a_rows_patches_depend_on_its_number_alone(random_rows):
+    for a, b in zip(random_rows(jax.random.key(0), rows=5), random_rows(jax.random.key(0), rows=ROWS), strict=True):
+        np.testing.assert_array_equal(a, b[:5])
+
+
+def test_patches_are_drawn_alike(random_rows):
+    """4,096 rows: each patch visible in 12/49 of them, within five standard deviations."""
+    visible, _ = random_rows(jax.random.key(1), rows=4096)
+    share, expected = np.bincount(np.asarray(visible).ravel(), minlength=PATCHES) / 4096, 12 / PATCHES
+    assert np.abs(share - expected).max() < 5 * np.sqrt(expected * (1 - expected) / 4096)
+
+
+def test_masks_are_the_same_on_eight_devices_and_none_travels(random_rows):
+    sharding = NamedSharding(jax.make_mesh((8,), ("rows",)), PartitionSpec("rows"))
+    run = jax.jit(partial(random_masks, rows=ROWS, num_patches=PATCHES, mask_ratio=0.75), out_shardings=sharding)
+    for a, b in zip(run(jax.random.key(0)), random_rows(jax.random.key(0), rows=ROWS), strict=True):
+        assert len(a.addressable_shards) == 8
+        np.testing.assert_array_equal(a, b)
+    text = run.lower(jax.random.key(0)).compile().as_text()
+    assert not [kind for kind in ("all-gather", "all-to-all", "all-reduce", "collective-permute") if kind in text]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 1.5, 0.01, 0.99])
+def test_ratios_that_leave_nothing_visible_or_hidden_are_refused(ratio):
+    with pytest.raises(ValueError, match=rf"mask_ratio={ratio} leaves .* of 16 patches"):
+        num_visible(16, ratio)

@@ -133,3 +133,19 @@ def test_without_a_key_or_a_rate_nothing_is_dropped():
     np.testing.assert_allclose(dropped(x, None), 3 * x + 1, rtol=1e-5)
     kept = residual(x, lambda y, _: 2.0 * y + 1.0, rate=0.0, num_groups=GROUPS, key=jax.random.key(0))
     np.testing.assert_allclose(kept, 3 * x + 1, rtol=1e-5)
+
+
+def test_what_stands_beside_the_rows_loses_the_same_ones():
+    """Row numbers beside rows that hold them; an array for all rows stays whole."""
+    x, shared = jnp.arange(ROWS, dtype=jnp.float32)[:, None, None], jnp.zeros((1, 2, 2))
+    seen = []
+
+    def branch(y, beside):
+        seen.append((y[:, 0, 0], beside[0][:, 0, 0], beside[1].shape))
+        return y
+
+    beside = (x + 100, shared)
+    residual(x, branch, rate=RATE, num_groups=GROUPS, key=jax.random.key(0), beside=beside)
+    rows, numbers, shape = seen[0]
+    np.testing.assert_array_equal(rows + 100, numbers)
+    assert len(rows) == 9 and shape == (1, 2, 2)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cxr_jax.models.layers import IN_PLACE
 from cxr_jax.models.variants import variant
 from cxr_jax.models.vit import ViT
 from cxr_jax.sharding import path_name
@@ -90,6 +91,72 @@ def test_two_streams_are_two_runs(params, inputs, features):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("positions", ["learned", "sincos", "rope"])
+def test_only_visible_patches_are_encoded_each_at_its_own_place(params, inputs, positions):
+    """All patches in a random order of each row are the ordinary encoding in that order; a part is another picture."""
+    images, rng = inputs[0][0], np.random.default_rng(3)
+    order = jnp.asarray(rng.permuted(np.tile(np.arange(16), (8, 1)), axis=1))
+    weights = params if positions == "learned" else {k: v for k, v in params.items() if k != "pos_embed"}
+
+    @jax.jit
+    def run(p):
+        vit = module(p, positions=positions)
+        (whole,), (shuffled,) = vit((images,)), vit((images,), visible=(order,))
+        (part,) = vit((images,), visible=(order[:, :4],))
+        return whole, shuffled, part
+
+    whole, shuffled, part = run(weights)
+    np.testing.assert_allclose(shuffled.cls, whole.cls, atol=1e-5)
+    np.testing.assert_allclose(shuffled.registers, whole.registers, atol=1e-5)
+    expected = np.take_along_axis(np.asarray(whole.patches[0]), np.asarray(order)[:, :, None], axis=1)
+    np.testing.assert_allclose(shuffled.patches[0], expected, atol=1e-5)
+    assert part.patches.shape == (1, 8, 4, 16) and not np.allclose(part.cls, whole.cls, atol=1e-3)
+
+
+def test_every_kind_of_positions_places_patches_differently(params, inputs):
+    """Swapping two patches of the picture is seen by CLS with positions of any kind."""
+    images = inputs[0][0]
+    swapped = images.at[:, :8, :8].set(images[:, 16:24, 8:16]).at[:, 16:24, 8:16].set(images[:, :8, :8])
+    for positions in ("sincos", "rope"):
+        weights = {k: v for k, v in params.items() if k != "pos_embed"}
+        run = jax.jit(lambda p, x, kind=positions: module(p, positions=kind).features(x).cls)
+        assert np.abs(np.asarray(run(weights, images) - run(weights, swapped))).max() > 1e-3, positions
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_pooled_blocks_are_the_mean_patches_after_each_block(params, inputs, blocks):
+    """Against blocks run one by one, for two streams; the features stay what they are."""
+    images, wanted = inputs[0], (0, 2)
+
+    @jax.jit
+    def run(p):
+        vit = module(p)
+        return vit(images, blocks=blocks, pooled_blocks=wanted), vit(images, blocks=blocks)
+
+    @jax.jit
+    def one_by_one(p):
+        vit, means = module(p), []
+        graphdef, state = nnx.split(vit.blocks)
+        streams = tuple(vit._embed(x, None, None) for x in images)
+        for i in range(3):
+            block = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], nnx.to_pure_dict(state)))
+            streams = block(streams, (None, None), None, 1, IN_PLACE)
+            means.append([x[:, 3:].mean(1) for x in streams])
+        return means
+
+    (features, pooled), plain = run(params)
+    expected = one_by_one(params)
+    for i in range(2):
+        assert pooled[i].shape == (2, 8, 16)
+        np.testing.assert_allclose(pooled[i], np.stack([expected[block][i] for block in wanted]), atol=1e-5)
+        np.testing.assert_allclose(features[i].patches, plain[i].patches, atol=1e-5)
+
+
+def test_pooled_blocks_must_exist(params, inputs):
+    with pytest.raises(ValueError, match=r"pooled_blocks=\(3,\): legal are 0 .. 2"):
+        module(params)(inputs[0], pooled_blocks=(3,))
+
+
 def test_the_last_of_n_blocks_is_the_output_and_shapes_are_the_contracts(features):
     one, three = features(0), features(0, 3)
     assert three.cls.shape == (3, 8, 16) and three.registers.shape == (3, 8, 2, 16)
@@ -140,7 +207,15 @@ def test_vit_large_has_the_size_of_the_paper():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"ffn": "glu"}, "swiglu, mlp"), ({"remat": "some"}, "none, full, dots"), ({"image_size": 30}, "multiple")],
+    [
+        ({"ffn": "glu"}, "swiglu, mlp"),
+        ({"remat": "some"}, "none, full, dots"),
+        ({"image_size": 30}, "multiple"),
+        ({"positions": "rotary"}, "learned, sincos, rope"),
+        ({"init": "kaiming"}, "trunc_normal, xavier"),
+        ({"positions": "sincos", "width": 18}, "multiples of 4"),
+        ({"positions": "rope", "width": 20}, "multiples of 4"),
+    ],
 )
 def test_impossible_settings_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
