@@ -24,6 +24,7 @@ from cxr_jax.models.mae_decoder import MAEDecoder
 from cxr_jax.models.patches import patchify, unpatchify
 from cxr_jax.models.vit import Features, ViT
 from cxr_jax.objectives.base import Aux, Batch, Params
+from cxr_jax.objectives.monitors import second_moment, spread
 
 EPSILON = 1e-6
 NETWORKS = ("teacher", "student")
@@ -118,10 +119,10 @@ class MaskedAutoencoder:
         visible: Int[Array, "b v"],
         place: Int[Array, "b n"],
         layout: Layout = IN_PLACE,
-    ) -> Float[Array, "b n pixels"]:
-        """What the decoder paints for every patch, in the space of `targets_of`."""
+    ) -> tuple[Float[Array, "b n pixels"], Features]:
+        """What the decoder paints for every patch, in the space of `targets_of`, and the encoder's visible tokens."""
         (seen,) = self._apply("backbone", params)((crops,), visible=(visible,), layout=layout)
-        return self._apply("decoder", params)(seen.cls[0], seen.patches[0], place, layout)
+        return self._apply("decoder", params)(seen.cls[0], seen.patches[0], place, layout), seen
 
     def targets_of(self, patches: Float[Array, "b n pixels"]) -> Float[Array, "b n pixels"]:
         """What the decoder has to paint: the patches, each normalised by its own pixels if the switch is on."""
@@ -136,11 +137,12 @@ class MaskedAutoencoder:
         """Squared error on the hidden patches of the global batch.
 
         Metrics: the same error on visible patches (not trained); the variance of the hidden targets, which is the loss
-        of painting their mean; the share of it that is explained (0 = learned nothing, 1 = perfect).
+        of painting their mean; the share of it that is explained (0 = learned nothing, 1 = perfect); and how far apart
+        the encoder's tokens of visible patches lie, of all (`patch_spread`) and in the mean of an image.
         """
         del targets, step
         crops, visible, place = self.views(batch, key, layout)
-        predicted = self.predict(params, crops, visible, place, layout)
+        predicted, seen = self.predict(params, crops, visible, place, layout)
         wanted = self.targets_of(patchify(crops, self.model["patch_size"]))
         hidden = (place >= visible.shape[1]).astype(wanted.dtype)
 
@@ -151,13 +153,18 @@ class MaskedAutoencoder:
         loss = mean_over(hidden, error)
         mean = mean_over(hidden, wanted.mean(-1))
         variance = mean_over(hidden, jnp.square(wanted - mean).mean(-1))
+        patches = jax.lax.stop_gradient(seen.patches[0]).astype(wanted.dtype)
+        means = patches.mean(1)
         metrics = {
             "reconstruction_loss": loss,
             "visible_error": mean_over(1 - hidden, error),
             "target_variance": variance,
             "explained_variance": 1 - loss / jnp.maximum(variance, EPSILON),
+            "feature_spread": spread(means),
+            "patch_spread": spread(patches),
         }
-        return loss, Aux(metrics, {})
+        moments = {"mean_patch": second_moment(means), "patch": second_moment(patches.reshape(-1, patches.shape[-1]))}
+        return loss, Aux(metrics, {}, moments)
 
     def pictures(self, params: Params, targets: Params, batch: Batch, key: Array, images: int = 8) -> list[list[Array]]:
         """For the first images: the crop, what the encoder sees of it, and its hidden patches painted; each in 0..1.
@@ -169,7 +176,7 @@ class MaskedAutoencoder:
         side = self.model["patch_size"]
         crops, visible, place = (x[:images] for x in self.views(batch, key))
         patches = patchify(crops, side)
-        painted = self.predict(params, crops, visible, place)
+        painted, _ = self.predict(params, crops, visible, place)
         if self.normalise_targets:
             mean, std = patch_statistics(patches)
             painted = painted * std + mean

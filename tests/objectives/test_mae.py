@@ -88,7 +88,7 @@ def test_a_hidden_patch_is_not_seen(params, batch):
     hidden = np.asarray(place) >= 4
     noise = jnp.asarray(np.random.default_rng(1).standard_normal(crops.shape), jnp.float32)
     shown = unpatchify(jnp.where(hidden[:, :, None], patchify(noise, SIDE), patchify(crops, SIDE)), SIDE)
-    run = jax.jit(OBJECTIVE.predict)
+    run = jax.jit(lambda *a: OBJECTIVE.predict(*a)[0])
     np.testing.assert_array_equal(run(params, crops, visible, place), run(params, shown, visible, place))
     assert not np.allclose(run(params, crops, visible, place), run(params, noise, visible, place))
 
@@ -104,7 +104,8 @@ def test_monitors_are_those_of_the_views_of_the_key(params, batch, loss):
     key = jax.random.key(3)
     value, aux = loss(params, batch, key)
     crops, visible, place = jax.jit(OBJECTIVE.views)(batch, key)
-    predicted = np.asarray(jax.jit(OBJECTIVE.predict)(params, crops, visible, place), np.float64)
+    predicted, seen = jax.jit(OBJECTIVE.predict)(params, crops, visible, place)
+    predicted, tokens = np.asarray(predicted, np.float64), np.asarray(seen.patches[0], np.float64)
     patches = np.asarray(patchify(crops, SIDE), np.float64)
     variance = patches.var(-1, ddof=1, keepdims=True)
     wanted = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-6)
@@ -116,6 +117,11 @@ def test_monitors_are_those_of_the_views_of_the_key(params, batch, loss):
         "target_variance": wanted[hidden].var(),
         "explained_variance": 1 - error[hidden].mean() / wanted[hidden].var(),
     }
+    for name, rows in (("patch", tokens.reshape(-1, WIDTH)), ("mean_patch", tokens.mean(1))):
+        np.testing.assert_allclose(aux.moments[name], rows.T @ rows / len(rows), atol=1e-5)
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        spread = np.sqrt(np.square(unit - unit.mean(0)).sum(1).mean())
+        expected["patch_spread" if name == "patch" else "feature_spread"] = spread
     assert hidden.sum() == IMAGES * 12 and aux.carry == {}
     assert {name: float(x) for name, x in aux.metrics.items()} == pytest.approx(expected, rel=1e-4)
     assert float(value) == pytest.approx(expected["reconstruction_loss"], rel=1e-5)
@@ -137,7 +143,7 @@ def test_a_perfect_prediction_gives_the_picture_back(batch, normalise_targets):
 
     class Perfect(MaskedAutoencoder):
         def predict(self, params, crops, visible, place, layout=None):
-            return self.targets_of(patchify(crops, SIDE))
+            return self.targets_of(patchify(crops, SIDE)), None
 
     objective, key = Perfect(MODEL, DECODER, CROP, 0.75, normalise_targets), jax.random.key(4)
     rows = jax.jit(partial(objective.pictures, images=3))({}, {}, batch, key)

@@ -160,8 +160,7 @@ def test_features_pixels_and_loss_are_theirs(normalise_targets):
 
     @jax.jit
     def run(params):
-        seen = objective._apply("backbone", params)((batch["crops"],), visible=(batch["visible"],))[0]
-        painted = objective.predict(params, batch["crops"], batch["visible"], batch["place"])
+        painted, seen = objective.predict(params, batch["crops"], batch["visible"], batch["place"])
         return seen, painted, objective.loss(params, {}, batch, jax.random.key(0), jnp.asarray(0))
 
     seen, painted, (loss, aux) = run(params)
