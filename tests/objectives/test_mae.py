@@ -33,6 +33,13 @@ MODEL = {
 DECODER = {"encoder_width": WIDTH, "patch_size": SIDE, "width": 16, "depth": 1, "num_heads": 2}
 CROP = CropRecipe(32, (0.2, 1.0), jitter_prob=0.0)
 OBJECTIVE = MaskedAutoencoder(MODEL, DECODER, CROP, 0.75, True)
+VIEWS = jax.jit(OBJECTIVE.views)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def random_numbers_that_compile_fast():
+    with jax.default_prng_impl("unsafe_rbg"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +91,7 @@ def test_the_encoder_computes_a_quarter_of_the_patches(params, batch, monkeypatc
 
 
 def test_a_hidden_patch_is_not_seen(params, batch):
-    crops, visible, place = jax.jit(OBJECTIVE.views)(batch, jax.random.key(2))
+    crops, visible, place = VIEWS(batch, jax.random.key(2))
     hidden = np.asarray(place) >= 4
     noise = jnp.asarray(np.random.default_rng(1).standard_normal(crops.shape), jnp.float32)
     shown = unpatchify(jnp.where(hidden[:, :, None], patchify(noise, SIDE), patchify(crops, SIDE)), SIDE)
@@ -103,7 +110,7 @@ def test_monitors_are_those_of_the_views_of_the_key(params, batch, loss):
     """Loss and metrics from the crops and masks of the same key, in NumPy and float64."""
     key = jax.random.key(3)
     value, aux = loss(params, batch, key)
-    crops, visible, place = jax.jit(OBJECTIVE.views)(batch, key)
+    crops, visible, place = VIEWS(batch, key)
     predicted, seen = jax.jit(OBJECTIVE.predict)(params, crops, visible, place)
     predicted, tokens = np.asarray(predicted, np.float64), np.asarray(seen.patches[0], np.float64)
     patches = np.asarray(patchify(crops, SIDE), np.float64)
@@ -147,7 +154,7 @@ def test_a_perfect_prediction_gives_the_picture_back(batch, normalise_targets):
 
     objective, key = Perfect(MODEL, DECODER, CROP, 0.75, normalise_targets), jax.random.key(4)
     rows = jax.jit(partial(objective.pictures, images=3))({}, {}, batch, key)
-    crops, _, place = jax.jit(objective.views)(batch, key)
+    crops, _, place = VIEWS(batch, key)
     assert len(rows) == 3
     for i, (original, masked, painted) in enumerate(rows):
         np.testing.assert_allclose(original, denormalise(crops[i]), atol=1e-6)
@@ -165,7 +172,7 @@ def test_pictures_are_those_of_the_networks_given(params, batch):
 
 def test_there_is_one_network(params):
     images = jnp.asarray(np.random.default_rng(1).standard_normal((2, 32, 32)), jnp.float32)
-    assert OBJECTIVE.init_targets(params) == {} and OBJECTIVE.update_targets({}, params, {}, 0) == {}
+    assert OBJECTIVE.init_targets(params) == {} and OBJECTIVE.update_targets({}, params, {}, jnp.asarray(0)) == {}
     features = [OBJECTIVE.features(params, {}, images, network=name) for name in ("teacher", "student")]
     np.testing.assert_array_equal(features[0].cls, features[1].cls)
     assert features[0].patches.shape == (1, 2, 16, WIDTH), "all patches, none hidden"
@@ -173,8 +180,8 @@ def test_there_is_one_network(params):
         OBJECTIVE.features(params, {}, images, network="ema")
 
 
-def test_training_on_a_fixed_batch_lowers_the_loss_on_one_device_as_on_eight(batch):
-    """Steps of the loop's own step function."""
+def test_training_on_a_fixed_batch_lowers_the_loss(batch):
+    """Twenty steps of the loop's own step function; tests/mesh compares one device with eight."""
     tx, schedules = mae_optimiser(
         total_steps=20,
         batch_size=IMAGES,
@@ -185,21 +192,15 @@ def test_training_on_a_fixed_batch_lowers_the_loss_on_one_device_as_on_eight(bat
         clip_norm=0.0,
         betas=(0.9, 0.95),
     )
-
-    def train(devices, steps):
-        mesh = make_mesh(fsdp=devices, devices=jax.devices()[:devices])
-        state = init_state(OBJECTIVE, tx, mesh, jax.random.key(0))
-        step = make_step(OBJECTIVE, tx, mesh, make_layout(mesh, "float32"), schedules)
-        losses = []
-        for _ in range(steps):
-            state, metrics = step(state, batch, jax.random.key(1))
-            losses.append(float(metrics["loss"]))
-        assert int(state.health["skipped_updates"]) == 0
-        return losses
-
-    one = train(1, 20)
-    assert np.mean(one[-3:]) < 0.9 * one[0], one
-    np.testing.assert_allclose(train(8, 5), one[:5], rtol=1e-4)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    state = init_state(OBJECTIVE, tx, mesh, jax.random.key(0))
+    step = make_step(OBJECTIVE, tx, mesh, make_layout(mesh, "float32"), schedules)
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, batch, jax.random.key(1))
+        losses.append(float(metrics["loss"]))
+    assert int(state.health["skipped_updates"]) == 0
+    assert np.mean(losses[-3:]) < 0.9 * losses[0], losses
 
 
 def test_the_optimiser_is_the_published_one(params):
