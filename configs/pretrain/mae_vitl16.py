@@ -65,6 +65,23 @@ def get_config():
                 "clip_norm": 0.0,
             },
             "checkpoint": {"every_steps": 1000, "keep": 3},
-            "log": {"every_steps": 50, "tensorboard": True},
+            "log": {
+                "every_steps": 50,
+                "tensorboard": True,
+                "on_collapse": "warn",
+                "collapse_after_frac": 0.2,
+                "collapse_patience": 5,
+            },
+            "probe": {
+                "every_steps": 0,
+                "path": "",
+                "train_split": "train",
+                "test_split": "val",
+                "where": {"source": "", "view": "", "sex": ""},
+                "targets": (),
+                "k": 20,
+                "max_images": 2000,
+                "resamples": 200,
+            },
         }
     )

@@ -96,12 +96,13 @@ class MaskedAutoencoder:
         *,
         network: str = "teacher",
         blocks: int = 1,
+        layout: Layout = IN_PLACE,
     ) -> Features:
         """Features of all patches by the one network there is; `teacher` and `student` both name it."""
         del targets
         if network not in NETWORKS:
             raise ValueError(f"network={network!r}: legal are {', '.join(NETWORKS)}, which are the same network here")
-        return self._apply("backbone", params).features(images, blocks=blocks)
+        return self._apply("backbone", params).features(images, blocks=blocks, layout=layout)
 
     def views(self, batch: Batch, key: Array, layout: Layout = IN_PLACE):
         """Crops `[b, S, S]`, `visible [b, v]` and `place [b, n]` of their patches, see `random_masks`."""
@@ -138,7 +139,8 @@ class MaskedAutoencoder:
 
         Metrics: the same error on visible patches (not trained); the variance of the hidden targets, which is the loss
         of painting their mean; the share of it that is explained (0 = learned nothing, 1 = perfect); and how far apart
-        the encoder's tokens of visible patches lie, of all (`patch_spread`) and in the mean of an image.
+        the encoder's tokens of visible patches lie, of all (`patch_spread`) and in the mean of an image
+        (`mean_patch_spread`).
         """
         del targets, step
         crops, visible, place = self.views(batch, key, layout)
@@ -160,7 +162,7 @@ class MaskedAutoencoder:
             "visible_error": mean_over(1 - hidden, error),
             "target_variance": variance,
             "explained_variance": 1 - loss / jnp.maximum(variance, EPSILON),
-            "feature_spread": spread(means),
+            "mean_patch_spread": spread(means),
             "patch_spread": spread(patches),
         }
         moments = {"mean_patch": second_moment(means), "patch": second_moment(patches.reshape(-1, patches.shape[-1]))}
