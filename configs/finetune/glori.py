@@ -46,8 +46,12 @@ def get_config():
                 "flip_prob": 0.5,
                 "aspect": (3 / 4, 4 / 3),
                 "jitter_prob": 0.0,
+                "brightness": 0.4,
+                "contrast": 0.4,
                 "blur_prob": 0.0,
+                "blur_sigma": (0.1, 2.0),
                 "solarise_prob": 0.0,
+                "extra": {"gamma": 0.0, "rotate_deg": 0.0},
             },
             "optim": {
                 "learning_rates": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),

@@ -52,8 +52,12 @@ def get_config():
                 "flip_prob": 0.5,
                 "aspect": (3 / 4, 4 / 3),
                 "jitter_prob": 0.0,
+                "brightness": 0.4,
+                "contrast": 0.4,
                 "blur_prob": 0.0,
+                "blur_sigma": (0.1, 2.0),
                 "solarise_prob": 0.0,
+                "extra": {"gamma": 0.0, "rotate_deg": 0.0},
             },
             "objective": {"name": "mae", "mask_ratio": 0.75, "normalise_targets": True},
             "optim": {

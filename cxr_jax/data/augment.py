@@ -3,7 +3,8 @@
 In: grey canvases `[b, H, W]` uint8 with the true `size [b, 2]` of the image at the top left, and a key.
 Out: normalised crops `[b, crops, S, S]`; every draw for row r depends on the key and r alone.
 
-    y = clip(M_h x M_w^T)         random resized crop with flip, bicubic a = -0.5, antialiased, cut at the crop
+    y = clip(M_h clip(x M_w^T))   random resized crop with flip, bicubic a = -0.5, antialiased, cut at the crop
+    gamma, rotation               only if a config asks for them, see `augment_extra`
     brightness, contrast          in random order, each clipped, contrast about the crop's mean
     z = B y B^T                   Gaussian blur, 9 taps, reflecting border
     solarise, then (z - 0.5) / 0.25
@@ -11,25 +12,35 @@ Out: normalised crops `[b, crops, S, S]`; every draw for row r depends on the ke
 Grey images have no hue or saturation, so those two of DINOv2's colour jitter do not exist here.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from cxr_jax.data.augment_extra import apply_extra, check_extra
 from cxr_jax.data.geometry import apply_resize, normalise, resize_matrix
 
 TRIES = 10  # torchvision's RandomResizedCrop gives up after ten draws and takes the centre.
 BLUR_TAPS = 9
+MIN_BLUR_PX = BLUR_TAPS // 2 + 1  # a reflected border must be shorter than the crop
 # Probability of blurring (first global, second global, local crops): the released code inverts its own numbers.
 BLUR_PROBS = {"as_documented": (1.0, 0.1, 0.5), "as_released": (0.0, 0.9, 0.5)}
 
 
 @dataclass(frozen=True)
 class CropRecipe:
-    """How one kind of crop is made. `scale` is the area range as a share of the image, probabilities are per crop."""
+    """How one kind of crop is made. Raises ValueError for values that no crop can be made with.
+
+    `size` and `blur_sigma` are px of the crop, `scale` is the range of its area as a share of the image, `aspect` of
+    width / height, probabilities are per crop. `brightness` and `contrast` are drawn from 1 +- their value. `extra`
+    gives strengths to augmentations of `augment_extra`.
+    """
 
     size: int
     scale: tuple[float, float]
@@ -41,14 +52,28 @@ class CropRecipe:
     blur_prob: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarise_prob: float = 0.0
+    extra: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        for name in ("scale", "aspect", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name}={getattr(self, name)}: expected two rising positive numbers")
-        if self.scale[1] > 1:
-            raise ValueError(f"scale={self.scale}: a crop's share of the image is at most 1")
+        check_range("scale", self.scale, most=1.0)
+        check_range("aspect", self.aspect)
+        check_range("blur_sigma", self.blur_sigma)
+        for name in ("flip_prob", "jitter_prob", "blur_prob", "solarise_prob", "brightness", "contrast"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must lie from 0 to 1")
+        least = MIN_BLUR_PX if self.blur_prob else 1
+        if self.size < least:
+            why = f" for a blur of {BLUR_TAPS} taps, whose border is reflected" if self.blur_prob else ""
+            raise ValueError(f"size={self.size}: a crop must have at least {least} px{why}")
+        check_extra(self.extra)
+
+
+def check_range(name: str, value: Sequence[Any], most: float = math.inf) -> None:
+    """Raises ValueError unless `value` is two rising positive numbers, none above `most`."""
+    numbers = [number for number in value if isinstance(number, (int, float))]
+    if len(value) != 2 or len(numbers) != 2 or not 0 < value[0] <= value[1] <= most or math.isinf(value[1]):
+        legal = "two rising positive numbers" + (f", at most {most:g}" if most < math.inf else "")
+        raise ValueError(f"{name}={tuple(value)}: expected {legal}")
 
 
 def random_box(key: Array, size: Int[Array, "2"], scale, aspect) -> tuple[Array, Array, Array, Array]:
@@ -75,6 +100,20 @@ def random_box(key: Array, size: Int[Array, "2"], scale, aspect) -> tuple[Array,
     top = jnp.where(found, jax.random.randint(key_top, (), 0, free_h + 1), free_h // 2)
     left = jnp.where(found, jax.random.randint(key_left, (), 0, free_w + 1), free_w // 2)
     return top, left, h, w
+
+
+def resized_crop(
+    image: UInt8[Array, "H W"], box: tuple[Array, Array, Array, Array], side: int, flip: Bool[Array, ""], dtype
+) -> Float[Array, "S S"]:
+    """The box (top, left, height, width) of a canvas at `side` px in 0..1, mirrored if `flip`.
+
+    Overshoots are cut after each pass. Cut once at the end, single pixels at burnt-in letters and wires are up to 14
+    grey levels from Pillow's; cut twice, about 1 from its passes in this order.
+    """
+    top, left, height, width = box
+    rows = resize_matrix(top, height, image.shape[0], side, dtype)
+    columns = resize_matrix(left, width, image.shape[1], side, dtype)
+    return apply_resize(rows, image, jnp.where(flip, columns[::-1], columns), cut_between=True)
 
 
 def jitter(key: Array, x: Float[Array, "S S"], recipe: CropRecipe) -> Float[Array, "S S"]:
@@ -123,12 +162,10 @@ def random_crop(
     key: Array, image: UInt8[Array, "H W"], size: Int[Array, "2"], recipe: CropRecipe, dtype
 ) -> Float[Array, "S S"]:
     """One augmented, normalised crop of one canvas."""
-    key_box, key_flip, key_jitter, key_blur, key_solarise = jax.random.split(key, 5)
-    top, left, h, w = random_box(key_box, size, recipe.scale, recipe.aspect)
-    rows = resize_matrix(top, h, image.shape[0], recipe.size, dtype)
-    columns = resize_matrix(left, w, image.shape[1], recipe.size, dtype)
-    columns = jnp.where(jax.random.bernoulli(key_flip, recipe.flip_prob), columns[::-1], columns)
-    x = apply_resize(rows, image, columns)
+    key_box, key_flip, key_jitter, key_blur, key_solarise, key_extra = jax.random.split(key, 6)
+    box = random_box(key_box, size, recipe.scale, recipe.aspect)
+    x = resized_crop(image, box, recipe.size, jax.random.bernoulli(key_flip, recipe.flip_prob), dtype)
+    x = apply_extra(key_extra, x, recipe.extra)
     if recipe.jitter_prob:
         x = jitter(key_jitter, x, recipe)
     if recipe.blur_prob:
@@ -164,15 +201,24 @@ def multi_crop_recipes(
     global_scale: tuple[float, float],
     local_scale: tuple[float, float],
     blur_probs: str,
+    solarise_prob: float = 0.2,
     **options,
 ) -> tuple[CropRecipe, ...]:
-    """DINOv2's two global crops and `num_local` local ones; `options` go to every `CropRecipe`."""
+    """DINOv2's two global crops and `num_local` local ones; `options` go to every `CropRecipe`.
+
+    `blur_probs` names a row of `BLUR_PROBS`; `solarise_prob` is of the second global crop. Raises ValueError for values
+    outside their ranges, and for local crops larger than the global ones.
+    """
     if blur_probs not in BLUR_PROBS:
         raise ValueError(f"blur_probs={blur_probs!r}: legal are {', '.join(BLUR_PROBS)}")
+    check_range("crops.global_scale", global_scale, most=1.0)
+    check_range("crops.local_scale", local_scale, most=1.0)
+    if local_size > global_size:
+        raise ValueError(f"crops.local_size={local_size}: must be at most crops.global_size={global_size}")
     first, second, local = BLUR_PROBS[blur_probs]
     make = partial(CropRecipe, **options)
     return (
         make(global_size, tuple(global_scale), blur_prob=first),
-        make(global_size, tuple(global_scale), blur_prob=second, solarise_prob=0.2),
+        make(global_size, tuple(global_scale), blur_prob=second, solarise_prob=solarise_prob),
         *(make(local_size, tuple(local_scale), blur_prob=local),) * num_local,
     )

@@ -60,12 +60,19 @@ def resize_matrix(
 
 
 def apply_resize(
-    rows: Float[Array, "out_h H"], image: UInt8[Array, "H W"], columns: Float[Array, "out_w W"]
+    rows: Float[Array, "out_h H"],
+    image: UInt8[Array, "H W"],
+    columns: Float[Array, "out_w W"],
+    cut_between: bool = False,
 ) -> Float[Array, "out_h out_w"]:
-    """`clip(rows @ image / 255 @ columns^T)`: bicubic overshoots are cut as an 8-bit image would cut them."""
-    x = image.astype(rows.dtype) / 255
-    x = jnp.matmul(jnp.matmul(rows, x, precision="highest"), columns.T, precision="highest")
-    return jnp.clip(x, 0, 1)
+    """`clip(rows @ (image / 255 @ columns^T))`: bicubic overshoots are cut as an 8-bit image would cut them.
+
+    `cut_between` also cuts after the horizontal pass, as Pillow does, whose picture between its passes has 8 bits.
+    """
+    x = jnp.matmul(image.astype(rows.dtype) / 255, columns.T, precision="highest")
+    if cut_between:
+        x = jnp.clip(x, 0, 1)
+    return jnp.clip(jnp.matmul(rows, x, precision="highest"), 0, 1)
 
 
 def _fit_one(image, size, side: int, fit: str, dtype):

@@ -29,7 +29,7 @@ def build(config: ConfigDict) -> Experiment:
             require(len(value) == 2, f"config.{section}.{name}={tuple(value)} must be a pair of numbers")
     require(config.crops.num_local >= 1, f"config.crops.num_local={config.crops.num_local} must be at least 1")
     model, dtypes = model_kwargs(config), named_dtypes(config)
-    door.check_keys("crops", config.crops, multi_crop_recipes, CropRecipe, given=("blur_prob", "solarise_prob", "size"))
+    door.check_keys("crops", config.crops, multi_crop_recipes, CropRecipe, given=("blur_prob", "size"))
     recipes = call(multi_crop_recipes, "crops", config.crops.to_dict())
     heads = {}
     for name, head in config.heads.items():

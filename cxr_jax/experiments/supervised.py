@@ -35,7 +35,7 @@ def build(config: ConfigDict) -> Experiment:
     )
     head |= dtypes | {"width": model["width"], "num_classes": len(config.data.targets)}
     door.check_keys("crop", config.crop, CropRecipe, given=("size",))
-    crop = CropRecipe(size=config.geometry.image_size or model["image_size"], **config.crop.to_dict())
+    crop = call(CropRecipe, "crop", config.crop.to_dict(), size=config.geometry.image_size or model["image_size"])
     rates = tuple(config.optim.learning_rates)
     objective = call(Supervised, "head", {}, model=model, head_name=name, head=head, learning_rates=rates, crop=crop)
     cosine = optim.warmup_cosine_schedule(
