@@ -92,7 +92,8 @@ def test_only_parameters_scalars_and_prototype_sums_travel(many):
     chunks = config.objective.prototype_chunks
     kc = 64 // chunks
     allowed = {(), (64,), (kc,), (chunks, kc), (config.model.width,) * 2}
-    allowed |= {(2 * config.batch_size,)}
+    group = config.objective.group_size
+    allowed |= {(2 * config.batch_size,), (2, config.batch_size // group, group)}
     cut = (chunks, config.heads.dino_head.bottleneck, kc)
     allowed |= local_shapes("blocks/prototypes/v", cut, mesh)
     for at, leaf in jax.tree_util.tree_flatten_with_path(many.abstract_state.params)[0]:
