@@ -95,6 +95,12 @@ def get_config():
                 "prototype_chunks": 1,
                 "koleo_scope": "group",
                 "koleo_start_spread": 0.0,
+                "gram_weight": 0.0,
+                "gram_refresh_every_steps": 0,
+                "gram_negatives": "keep",
+                "regularised_blocks": (),
+                "variance_weight": 0.0,
+                "covariance_weight": 0.0,
                 "ema": (0.98, 1.0),
             },
             "optim": {

@@ -3,6 +3,7 @@
 In: a batch `{"image" [b,H,W] uint8, "size" [b,2]}` of unlabelled radiographs. Out: one loss and its terms.
 
     L = w_dino * DINO + w_ibot * iBOT + w_koleo * (KoLeo(crop 1) + KoLeo(crop 2))
+        [+ w_gram * Gram] [+ w_variance * variance + w_covariance * covariance]
 
 The student sees masked global crops and local crops, the teacher unmasked global crops. Rows are image-major (global
 row 2i + c, local row l*i + c), and everything that varies per sample is made static within groups of `group_size`
@@ -24,11 +25,13 @@ from cxr_jax.models.projection_head import ProjectionHead
 from cxr_jax.models.vit import Features, ViT
 from cxr_jax.objectives.base import Aux, Batch, Params
 from cxr_jax.objectives.dino import dino_loss, dino_mass, dino_products
+from cxr_jax.objectives.gram import NEGATIVES, gram_loss
 from cxr_jax.objectives.ibot import ibot_loss, ibot_products
 from cxr_jax.objectives.koleo import KOLEO_SCOPES, koleo_of_crops
 from cxr_jax.objectives.monitors import second_moment, spread
 from cxr_jax.objectives.prototypes import LogitChunks, cross_entropy, from_chunks, to_chunks
 from cxr_jax.objectives.sinkhorn import sinkhorn, softmax_centre
+from cxr_jax.objectives.variance_covariance import variance_covariance_loss
 from cxr_jax.objectives.views import ViewRecipe, Views
 
 Schedule = Callable[[Array], Array]
@@ -45,6 +48,10 @@ class SelfDistillation:
     `prototype_chunks` cuts the losses' arrays of all rows times all prototypes: 1 computes them whole, 8 an eighth at a
     time and twice. KoLeo looks for neighbours in the `group` or in the `global` batch, and is left out while the spread
     of the student's CLS tokens is below `koleo_start_spread`, where its gradient is noise.
+
+    Two optional terms. With `gram_weight`, patches keep the similarities that they have in the Gram teacher: a copy of
+    the teacher as this run started, taken anew every `gram_refresh_every_steps` steps (0: never). The mean patches of
+    the student's global crops after `regularised_blocks` are held apart by `variance_weight`, `covariance_weight`.
     """
 
     model: dict
@@ -64,11 +71,18 @@ class SelfDistillation:
     prototype_chunks: int = 1
     koleo_scope: str = "group"
     koleo_start_spread: float = 0.0
+    gram_weight: float = 0.0
+    gram_refresh_every_steps: int = 0
+    gram_negatives: str = "keep"
+    regularised_blocks: tuple[int, ...] = ()
+    variance_weight: float = 0.0
+    covariance_weight: float = 0.0
 
     def __post_init__(self):
         for name, value, legal in (
             ("centring", self.centring, CENTRINGS),
             ("koleo_scope", self.koleo_scope, KOLEO_SCOPES),
+            ("gram_negatives", self.gram_negatives, NEGATIVES),
         ):
             if value not in legal:
                 raise ValueError(f"objective.{name}={value!r}: legal are {', '.join(legal)}")
@@ -120,8 +134,10 @@ class SelfDistillation:
         }
 
     def init_targets(self, params: Params) -> Params:
-        """The teacher starts as a copy of the student; with softmax centring, centres of both losses start at 0."""
+        """The teacher starts as a copy of `params`, and so does the Gram teacher; centres of both losses start at 0."""
         targets = jax.tree.map(jnp.copy, params)
+        if self.gram_weight:
+            targets["gram"] = jax.tree.map(jnp.copy, params["backbone"])
         if self.centring == "softmax":
             sizes = {name: self.heads[self._head_of(name)]["num_prototypes"] for name in ("dino_head", "ibot_head")}
             dtype = params["dino_head"]["prototypes"]["g"].dtype
@@ -139,6 +155,10 @@ class SelfDistillation:
         if self.centring == "softmax":
             m = self.centre_momentum
             updated["centres"] = jax.tree.map(lambda c, b: m * c + (1 - m) * b, targets["centres"], carry)
+        if self.gram_weight:
+            every = self.gram_refresh_every_steps
+            due = (step + 1) % every == 0 if every else False
+            updated["gram"] = jax.lax.cond(due, lambda: updated["backbone"], lambda: targets["gram"])
         return updated
 
     def features(
@@ -175,23 +195,30 @@ class SelfDistillation:
         return LogitChunks(embeddings, chunks, self.heads[head].get("reduce_dtype", "float32"), layout)
 
     def _distil(self, name: str, student: LogitChunks, teacher: LogitChunks, targets: Params, step: Array, **pairing):
-        """Cross-entropies of one loss, and with softmax centring this batch's mean logits."""
+        """Cross-entropies of one loss; with softmax centring also this batch's mean logits, for the next centre."""
         temperature = self.teacher_temperature(step).astype(teacher.reduce_dtype)
-        means = None
+        means = {}
         if self.centring == "sinkhorn":
             assignment = sinkhorn(teacher, temperature)
         else:
-            centre = jnp.zeros(teacher.num_prototypes) if self.centring == "none" else targets["centres"][name]
-            assignment, means = softmax_centre(teacher, to_chunks(centre, self.prototype_chunks), temperature)
-        result = cross_entropy(
-            student,
-            teacher,
-            assignment,
-            student_temperature=self.student_temperature,
-            teacher_temperature=temperature,
-            **pairing,
-        )
-        return result, {} if means is None else {name: from_chunks(means)}
+            centre = targets["centres"][name] if self.centring == "softmax" else jnp.zeros(teacher.num_prototypes)
+            assignment, batch_means = softmax_centre(teacher, to_chunks(centre, self.prototype_chunks), temperature)
+            means = {name: from_chunks(batch_means)} if self.centring == "softmax" else {}
+        temperatures = {"student_temperature": self.student_temperature, "teacher_temperature": temperature}
+        return cross_entropy(student, teacher, assignment, **pairing, **temperatures), means
+
+    def _optional_terms(self, targets, views, patches, pooled, layout) -> dict[str, tuple[float, Array]]:
+        """Weight and value of the terms that are switched on, by name."""
+        terms = {}
+        if self.gram_weight:
+            (anchor,) = self._apply("backbone", {"backbone": targets["gram"]})((views.global_crops,), layout=layout)
+            anchor = anchor.patches[0].astype(patches.dtype)
+            terms["gram_loss"] = self.gram_weight, gram_loss(patches, anchor, negatives=self.gram_negatives)
+        if self.regularised_blocks:
+            variance, covariance = variance_covariance_loss(pooled)
+            terms["variance_loss"] = self.variance_weight, variance
+            terms["covariance_loss"] = self.covariance_weight, covariance
+        return terms
 
     def loss(
         self, params: Params, targets: Params, batch: Batch, key: Array, step: Array, layout: Layout = IN_PLACE
@@ -201,7 +228,22 @@ class SelfDistillation:
         views = self.views(batch, key_views, layout)
         targets = jax.lax.stop_gradient(targets)
         images, num_local = batch["image"].shape[0], len(self.crops) - 2
-        groups = images // self.group_size
+        groups, reduce = images // self.group_size, views.weights.dtype
+
+        (teacher,) = self._apply("backbone", targets)((views.global_crops,), layout=layout)
+        encoded = self._apply("backbone", params)(
+            (views.global_crops, views.local_crops),
+            (views.mask, None),
+            pooled_blocks=tuple(self.regularised_blocks),
+            key=key_drop,
+            num_groups=groups,
+            layout=layout,
+        )
+        (student, local), (pooled, _) = encoded if self.regularised_blocks else (encoded, (None, None))
+
+        def logits(name, student_tokens, teacher_tokens):
+            sides = (params, student_tokens), (targets, teacher_tokens)
+            return tuple(self._logits(name, networks, tokens, layout) for networks, tokens in sides)
 
         def hidden(patches):
             """The hidden patches of `[2b, n, d]` as rows `[groups * m, d]`, gathered within groups."""
@@ -209,58 +251,47 @@ class SelfDistillation:
             rows = jnp.take_along_axis(grouped, views.positions[:, :, None], axis=1)
             return layout.rows(rows.reshape(-1, patches.shape[-1]))
 
-        def by_image(cls, crops):
-            return cls.reshape(images, crops, -1)
-
-        (teacher,) = self._apply("backbone", targets)((views.global_crops,), layout=layout)
-        student, local = self._apply("backbone", params)(
-            (views.global_crops, views.local_crops), (views.mask, None), key=key_drop, num_groups=groups, layout=layout
-        )
-        teacher_patches = hidden(teacher.patches[0])
-        student_cls = jnp.concatenate([by_image(student.cls[0], 2), by_image(local.cls[0], num_local)], axis=1)
-        reduce = views.weights.dtype
+        cls = student.cls[0].reshape(images, 2, -1)
+        all_cls = jnp.concatenate([cls, local.cls[0].reshape(images, num_local, -1)], axis=1)
+        pairing = {"products": dino_products, "mass": jnp.asarray(dino_mass(num_local), reduce)}
         dino, dino_means = self._distil(
-            "dino_head",
-            self._logits("dino_head", params, student_cls, layout),
-            self._logits("dino_head", targets, teacher.cls[0], layout),
-            targets,
-            step,
-            products=dino_products,
-            mass=jnp.asarray(dino_mass(num_local), reduce),
-        )
-        ibot, ibot_means = self._distil(
-            "ibot_head",
-            self._logits("ibot_head", params, hidden(student.patches[0]), layout),
-            self._logits("ibot_head", targets, teacher_patches, layout),
-            targets,
-            step,
-            products=ibot_products,
-            mass=jnp.ones((), reduce),
+            "dino_head", *logits("dino_head", all_cls, teacher.cls[0]), targets, step, **pairing
         )
         dino_local, dino_global = dino_loss(dino.entropies)
+
+        teacher_hidden = hidden(teacher.patches[0])
+        pairing = {"products": ibot_products, "mass": jnp.ones((), reduce)}
+        sides = logits("ibot_head", hidden(student.patches[0]), teacher_hidden)
+        ibot, ibot_means = self._distil("ibot_head", *sides, targets, step, **pairing)
         ibot_term = ibot_loss(ibot.entropies, views.weights.reshape(-1), 2 * images)
-        cls = by_image(student.cls[0], 2).astype(reduce)
+
+        cls = cls.astype(reduce)
         koleo, koleo_metrics = koleo_of_crops(cls, groups if self.koleo_scope == "group" else 1)
         if self.koleo_start_spread:
             koleo = jnp.where(spread(cls) >= self.koleo_start_spread, koleo, 0)
+
+        optional = self._optional_terms(targets, views, student.patches[0].astype(reduce), pooled, layout)
         loss = self.dino_weight * (dino_local + dino_global) + self.ibot_weight * ibot_term + self.koleo_weight * koleo
+        loss += sum(weight * value for weight, value in optional.values())
+        teacher_cls = teacher.cls[0].astype(reduce)
         metrics = {
             "dino_local_loss": dino_local,
             "dino_global_loss": dino_global,
             "ibot_loss": ibot_term,
             "koleo_loss": koleo,
             **koleo_metrics,
+            **{name: value for name, (_, value) in optional.items()},
             "teacher_entropy": dino.teacher_entropy,
             "ibot_teacher_entropy": ibot.teacher_entropy,
             "prototype_use": dino.prototype_use,
             "ibot_prototype_use": ibot.prototype_use,
-            "feature_spread": spread(teacher.cls[0].astype(reduce)),
+            "feature_spread": spread(teacher_cls),
             "patch_spread": spread(teacher.patches[0].astype(reduce)),
             "teacher_temperature": self.teacher_temperature(step),
             "ema": self.ema(step),
         }
         moments = {
-            "teacher_cls": second_moment(teacher.cls[0].astype(reduce)),
-            "teacher_patch": second_moment(teacher_patches.astype(reduce)),
+            "teacher_cls": second_moment(teacher_cls),
+            "teacher_patch": second_moment(teacher_hidden.astype(reduce)),
         }
-        return loss, Aux(metrics, dino_means | ibot_means if self.centring == "softmax" else {}, moments)
+        return loss, Aux(metrics, dino_means | ibot_means, moments)

@@ -101,6 +101,63 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_on_the_views_of_its_key(batch
     assert terms["teacher_temperature"] == pytest.approx(0.055, rel=1e-5) and aux.carry == {}
 
 
+def terms_on(objective, views, batch, step=1):
+    """Loss and metrics of `objective` on given views, and its parameters."""
+
+    class Given(type(objective)):
+        def views(self, batch, key, layout):
+            return views
+
+    given = Given(**{field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)})
+    params = jax.jit(given.init)(jax.random.key(0))
+    other = jax.tree.map(lambda x: x + 0.05 * jnp.sin(1 + jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+    targets = given.init_targets(other)
+    loss, aux = jax.jit(given.loss)(params, targets, batch, jax.random.key(9), jnp.asarray(step))
+    return float(loss), {name: float(value) for name, value in aux.metrics.items()}, params, targets
+
+
+def test_optional_terms_are_added_with_their_weights(batch, views):
+    off, plain, _, _ = terms_on(OBJECTIVE, views, batch)
+    on, terms, _, targets = terms_on(
+        dataclasses.replace(
+            OBJECTIVE, gram_weight=2.0, regularised_blocks=(0,), variance_weight=3.0, covariance_weight=5.0
+        ),
+        views,
+        batch,
+    )
+    assert {"gram_loss", "variance_loss", "covariance_loss"} == terms.keys() - plain.keys()
+    assert min(terms["gram_loss"], terms["variance_loss"], terms["covariance_loss"]) > 0
+    extra = 2 * terms["gram_loss"] + 3 * terms["variance_loss"] + 5 * terms["covariance_loss"]
+    assert on == pytest.approx(off + extra, rel=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, targets["gram"], targets["backbone"])
+
+
+@pytest.mark.parametrize(("every", "refreshed"), [(0, False), (4, True), (3, False)])
+def test_the_gram_teacher_is_taken_anew_when_due(params, every, refreshed):
+    objective = dataclasses.replace(OBJECTIVE, gram_weight=1.0, gram_refresh_every_steps=every)
+    targets = objective.init_targets(jax.tree.map(lambda x: x + 1, params))
+    updated = objective.update_targets(targets, params, {}, jnp.asarray(3))
+    expected = updated["backbone"] if refreshed else targets["gram"]
+    jax.tree.map(np.testing.assert_array_equal, updated["gram"], expected)
+
+
+def test_koleo_waits_until_cls_tokens_have_spread(batch, views):
+    spreading = dataclasses.replace(OBJECTIVE, model=MODEL | {"layer_scale": 1.0})
+    waiting = terms_on(dataclasses.replace(spreading, koleo_start_spread=1.0), views, batch)[1]
+    started = terms_on(dataclasses.replace(spreading, koleo_start_spread=1e-4), views, batch)[1]
+    assert waiting["koleo_loss"] == 0 and started["koleo_loss"] != 0
+
+
+def test_shared_heads_and_no_centring(batch, views):
+    shared = dataclasses.replace(OBJECTIVE, shared_heads=True, centring="softmax")
+    loss, _, params, targets = terms_on(shared, views, batch)
+    assert params.keys() == {"backbone", "dino_head"} and np.isfinite(loss)
+    assert targets["centres"].keys() == {"dino_head", "ibot_head"}
+    none, _, _, targets = terms_on(dataclasses.replace(OBJECTIVE, centring="none"), views, batch)
+    zero_centre, _, _, _ = terms_on(dataclasses.replace(OBJECTIVE, centring="softmax"), views, batch)
+    assert none == pytest.approx(zero_centre, rel=1e-6) and "centres" not in targets
+
+
 @pytest.mark.parametrize("step", [0, 3, 9, 10])
 def test_the_teacher_follows_with_the_momentum_of_the_step(params, step):
     targets = jax.tree.map(lambda x: jnp.full_like(x, 2.0), params)
@@ -134,6 +191,12 @@ def test_features_come_from_the_named_network(params):
     [
         ({"centring": "sinkhorm"}, "sinkhorn, softmax"),
         ({"group_size": 1}, "at least 2"),
+        ({"koleo_scope": "batch"}, "group, global"),
+        ({"gram_negatives": "drop"}, "keep, remove"),
+        ({"prototype_chunks": 4}, "must divide heads.dino_head.num_prototypes=6"),
+        ({"mask_ratio": (0.5, 0.1)}, "mask_ratio"),
+        ({"mask_ratio": (0.0, 0.01)}, "at least one"),
+        ({"mask_ratio": (0.5, 1.5)}, "low <= high <= 1"),
         ({"model": MODEL | {"patch_size": 6}}, "patch_size=6"),
     ],
 )

@@ -146,33 +146,43 @@ def assert_close_leaves(ours, theirs, tolerance):
 
 
 @cache
-def compiled_gradient(dtype, ffn):
+def compiled_gradient(dtype, ffn, **changes):
     """One program for all initial LayerScales, which only the parameters know."""
-    return jax.jit(jax.value_and_grad(make_objective(dtype, ffn=ffn).loss, has_aux=True))
+    return jax.jit(jax.value_and_grad(make_objective(dtype, ffn=ffn, **changes).loss, has_aux=True))
 
 
 # float32 is compared with LayerScale 1 and KoLeo far from its singularity, as DESIGN section 5 explains.
 @pytest.mark.parametrize(
-    ("dtype", "ffn", "layer_scale", "spread", "tolerance"),
+    ("dtype", "ffn", "layer_scale", "spread", "tolerance", "changes"),
     [
-        ("float64", "swiglu", 1.0, 0.1, 1e-8),
-        ("float64", "swiglu", 1e-5, 0.0, 1e-8),
-        ("float32", "mlp", 1.0, 0.1, 1e-4),
+        ("float64", "swiglu", 1.0, 0.1, 1e-8, {}),
+        ("float64", "swiglu", 1e-5, 0.0, 1e-8, {}),
+        ("float64", "mlp", 1.0, 0.1, 1e-8, {"shared_heads": True, "prototype_chunks": 5}),
+        ("float32", "mlp", 1.0, 0.1, 1e-4, {}),
     ],
 )
-def test_loss_and_gradients_equal_pytorch(dtype, ffn, layer_scale, spread, tolerance):
+def test_loss_and_gradients_equal_pytorch(dtype, ffn, layer_scale, spread, tolerance, changes):
     with jax.enable_x64(dtype == "float64"):
-        objective, gradient = make_objective(dtype, ffn=ffn, layer_scale=layer_scale), compiled_gradient(dtype, ffn)
+        objective = make_objective(dtype, ffn=ffn, layer_scale=layer_scale, **changes)
+        gradient = compiled_gradient(dtype, ffn, **changes)
         params, targets = (random_params(objective, seed, spread) for seed in (1, 2))
         batch = make_batch(dtype)
         key, step = jax.random.key(7), jnp.asarray(1)
         (loss, aux), grads = gradient(params, targets, batch, key, step)
         views, kept = reference_inputs(objective, batch, key)
         temperature = float(objective.teacher_temperature(step))
-        student = to_torch(flatten(params), grad=True)
+        student, teacher = to_torch(flatten(params), grad=True), to_torch(flatten(targets))
+
+        def networks(flat):
+            """iBOT's head is DINO's where heads are shared."""
+            shared = {
+                "ibot_head" + name.removeprefix("dino_head"): p for name, p in flat.items() if "dino_head" in name
+            }
+            return flat | (shared if objective.shared_heads else {})
+
         terms = loss_terms(
-            student,
-            to_torch(flatten(targets)),
+            networks(student),
+            networks(teacher),
             views,
             kept,
             objective,
