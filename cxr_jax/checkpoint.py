@@ -43,12 +43,6 @@ class Checkpoints:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def meta(self) -> dict[str, Any]:
-        """What the newest checkpoint says about itself."""
-        step = self.latest_step()
-        with _reading(self._folder.parent, step, "meta"):
-            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Start saving; returns once the arrays are copied, bytes are written behind."""
         step = int(state.step)

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with schedules, per-module clipping, and multipliers by parameter path.
+"""The optimiser: AdamW on schedules, per-module clipping, and multipliers by parameter path.
 
 In: gradients as nested dicts (one top-level entry per sub-module), parameters, the step. Out: updates.
 
@@ -11,7 +11,7 @@ decayed, frozen or trained by accident. A value is a number, or an array that br
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cxr_jax.schedules import Schedule
 from cxr_jax.sharding import path_name
 
-Schedule = Callable[[jax.Array], jax.Array]
 Table = Sequence[tuple[str, Any]]
 
 # DINOv2's and CheXFound's: none on biases, norms and LayerScale, but on tokens, positions, and the head's v and g.
@@ -29,40 +29,6 @@ NO_DECAY_ON_VECTORS: Table = (
     (r"/(bias|scale|layer_scale[12])$", 0.0),
     (r"/(kernel|cls_token|register_tokens|mask_token|pos_embed|v|g|queries)$", 1.0),
 )
-
-
-def linear_schedule(start: float, end: float, steps: int) -> Schedule:
-    """`start` to `end` over `steps` values, both ends included, then `end`."""
-
-    def value(step):
-        return jnp.where(step < steps, start + (end - start) * (step / max(steps - 1, 1)), end)
-
-    return value
-
-
-def cosine_schedule(start: float, end: float, steps: int) -> Schedule:
-    """Half a cosine from `start` towards `end`, which is reached after `steps` steps (as released: t / steps)."""
-
-    def value(step):
-        return end + (start - end) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(step / max(steps, 1), 0, 1)))
-
-    return value
-
-
-def warmup_cosine_schedule(peak: float, end: float, warmup_steps: int, total_steps: int) -> Schedule:
-    """Linear from 0 (step 0 has rate 0) to `peak` at the last warm-up step, then a cosine to `end`."""
-    rise = linear_schedule(0.0, peak, warmup_steps)
-    fall = cosine_schedule(peak, end, total_steps - warmup_steps)
-
-    def value(step):
-        return jnp.where(step < warmup_steps, rise(step), fall(step - warmup_steps))
-
-    return value
-
-
-def sqrt_scaled(base: float, batch_size: int, reference: int = 1024) -> float:
-    """`base * sqrt(batch / reference)`, the rule of DINOv2 and CheXFound."""
-    return base * (batch_size / reference) ** 0.5
 
 
 def multipliers(params, table: Table):

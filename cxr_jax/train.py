@@ -29,7 +29,7 @@ from cxr_jax.models.layers import Layout
 from cxr_jax.objectives.base import Objective
 from cxr_jax.online_probe import OnlineProbe
 from cxr_jax.sharding import batch_sharding, data_shards, make_layout, make_mesh, replicated
-from cxr_jax.state import TrainState, abstract_state, init_state, make_step
+from cxr_jax.state import abstract_state, init_state, make_step
 
 COUNTS = ("batch_size", "total_steps", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
 COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch")
@@ -54,42 +54,41 @@ def check_same_config(saved: dict[str, Any], config: ConfigDict, workdir: Path) 
     require(not changed, f"{workdir} holds a run of another config: {text}; take another --workdir or the same values")
 
 
-def start_from(config: ConfigDict, state: TrainState) -> TrainState:
-    """A fresh state with the networks of the run `config.init_from`, which must be of the same architecture.
+def check_fractions(config: ConfigDict) -> None:
+    """Refuse shares of a run that are none."""
+    for key, value in door.flatten(config).items():
+        if key.endswith("_frac"):
+            require(0 <= value <= 1, f"config.{key}={value} must be a fraction of the run, 0 to 1")
 
-    Pretraining takes student and teacher with their heads; fine-tuning the backbone of `config.init_network`, or none
-    for `random`. A run without a teacher has one network, which `teacher` means too.
-    """
-    run, network = config.init_from, config.get("init_network")
-    if network:
-        network = checkpoint.network_of(checkpoint.read_meta(run), network)
-    if network == "random":
-        return state
-    if network is None:
-        wanted = {"params": state.params} | ({"targets": state.targets} if state.targets else {})
-        saved = {item: checkpoint.read_item(run, item) for item in wanted}
-    else:
-        wanted = {"targets": state.targets}
-        saved = checkpoint.read_item(run, "targets" if network == "teacher" else "params")
-        saved = {"targets": {"backbone": saved["backbone"]}}
-    checkpoint.check_same_tree(checkpoint.shapes_by_path(saved), wanted, run)
 
-    def place(old, new):
-        # Every process reads the file and places its own shards; device_put would compare whole arrays between them.
-        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index].astype(old.dtype))
-
-    return state.replace(**jax.tree.map(place, wanted, saved))
+def check_split(config: ConfigDict, mesh: Mesh, group_size: int) -> None:
+    """Refuse numbers that the devices cannot share evenly."""
+    shards, batch_size, tensor = data_shards(mesh), config.batch_size, mesh.shape["tensor"]
+    require(
+        batch_size % shards == 0,
+        f"config.batch_size={batch_size} must be a multiple of {shards}, the devices that share it",
+    )
+    share = batch_size // shards
+    require(
+        group_size >= 1 and share % group_size == 0,
+        f"config.objective.group_size={group_size} must divide the {share} images of each device "
+        f"(batch_size {batch_size} on {shards})",
+    )
+    for name, head in config.get("heads", {}).items():
+        require(
+            head.num_prototypes % tensor == 0,
+            f"config.heads.{name}.num_prototypes={head.num_prototypes} must be a multiple of {tensor}, "
+            "the devices of config.mesh.tensor that share them",
+        )
 
 
 def collapse_watch(config: ConfigDict, objective: Objective, saved: dict[str, Any] | None) -> CollapseWatch:
     """The watch that `config.log` asks for, going on from the checkpoint's."""
-    fraction = config.log.collapse_after_frac
-    require(0 <= fraction <= 1, f"config.log.collapse_after_frac={fraction} must be between 0 and 1")
     return call(
         CollapseWatch,
         "log",
         {"mode": config.log.on_collapse, "patience": config.log.collapse_patience},
-        after_step=round(fraction * config.total_steps),
+        after_step=round(config.log.collapse_after_frac * config.total_steps),
         num_prototypes=getattr(objective, "num_prototypes", {}),
         images=config.batch_size,
         saved=saved,
@@ -120,27 +119,24 @@ def main() -> None:
     if "float64" in config.dtypes.values():
         jax.config.update("jax_enable_x64", True)
     mesh = call(make_mesh, "mesh", dict(config.mesh))
-    shards, batch_size = data_shards(mesh), config.batch_size
+    batch_size = config.batch_size
     check_counts(config)
-    require(
-        batch_size % shards == 0,
-        f"config.batch_size={batch_size} must be a multiple of {shards}, the devices that share it",
-    )
-    experiment = build(config)
+    check_fractions(config)
+    if first_process:
+        door.lock_workdir(workdir)
+    # What this run said of itself when it last saved; None when it has not begun.
+    saved = checkpoint.read_meta(workdir) if checkpoint.steps_of(workdir) else None
+    if saved:
+        check_same_config(saved["config"], config, workdir)
+    experiment = build(config, saved)
     objective, tx = experiment.objective, experiment.tx
-    group = getattr(objective, "group_size", 1)
-    require(
-        group >= 1 and batch_size // shards % group == 0,
-        f"config.objective.group_size={group} must divide the {batch_size // shards} images of each device",
-    )
+    check_split(config, mesh, getattr(objective, "group_size", 1))
     require(bool(config.data.path), "config.data.path is empty; name a dataset folder made by data_prep.build")
     where = {field: value for field, value in config.data.where.items() if value}
     split = open_split(config.data.path, config.data.split, where=where, targets=config.data.targets)
 
     key = jax.random.key(config.seed)
     init_key, step_key = jax.random.split(key)
-    if first_process:
-        door.lock_workdir(workdir)
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep)
     meta = {
         **experiment.meta,
@@ -154,20 +150,22 @@ def main() -> None:
         "fingerprint": split.manifest.fingerprint,
         "vocabulary": list(split.manifest.vocabulary),
         "data_skip": 0,
+        "init": None,
     }
-    if checkpoints.latest_step() is None:
+    if saved is None:
         state = init_state(objective, tx, mesh, init_key)
-        if config.init_from:
-            state = start_from(config, state)
+        if experiment.start:
+            started = experiment.start(state)
+            state, meta = started.state, meta | started.carried | {"init": started.report}
+            if first_process:
+                print(started.describe())
     else:
-        saved = checkpoints.meta()
-        check_same_config(saved["config"], config, workdir)
         require(
             saved["fingerprint"] == meta["fingerprint"],
             f"{workdir} was trained on another dataset than {config.data.path} (fingerprints differ)",
         )
         state, saved = checkpoints.restore(abstract_state(objective, tx, mesh))
-        meta |= {name: saved[name] for name in ("data_skip", "owed", "collapse") if name in saved}
+        meta |= {name: saved[name] for name in ("data_skip", "init", "owed", "collapse") if name in saved}
     first = int(state.step)
     if first_process:
         print(
@@ -177,7 +175,8 @@ def main() -> None:
     if first >= config.total_steps:
         return
     if first_process:
-        door.write_run_json(workdir, config, {"resumed_from_step": first, "fingerprint": meta["fingerprint"]})
+        facts = {name: meta[name] for name in ("fingerprint", "init")}
+        door.write_run_json(workdir, config, {"resumed_from_step": first, **facts})
 
     batches = partial(
         train_batches,
@@ -191,11 +190,11 @@ def main() -> None:
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
-    if first == 0:
+    if saved is None:
         # Every process takes part in the computation; its result is on every device.
         pictures = jax.jit(objective.pictures, out_shardings=replicated(mesh))
-        first_key = jax.random.fold_in(step_key, 0)
-        rows = jax.device_get(pictures(state.params, state.targets, next(batches()), first_key))
+        first_key = jax.random.fold_in(step_key, first)
+        rows = jax.device_get(pictures(state.params, state.targets, next(batches(start_step=first)), first_key))
         if first_process:
             write_contact_sheet(workdir / "examples" / "first_batch.png", rows)
 

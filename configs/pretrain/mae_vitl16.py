@@ -22,6 +22,10 @@ def get_config():
             "batch_size": 4096,
             "total_steps": 203_125,
             "init_from": "",
+            "init_network": "teacher",
+            "init_parts": "networks",
+            "init_step": -1,
+            "schedules_from": "restart",
             "data": {
                 "path": "",
                 "split": "train",

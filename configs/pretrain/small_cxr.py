@@ -35,6 +35,10 @@ def get_config():
             "batch_size": 32,
             "total_steps": 500,
             "init_from": "",
+            "init_network": "teacher",
+            "init_parts": "networks",
+            "init_step": -1,
+            "schedules_from": "restart",
             "data": {
                 "path": "",
                 "split": "train",
@@ -106,13 +110,16 @@ def get_config():
             "optim": {
                 "base_learning_rate": 3e-3,
                 "final_learning_rate": 1e-6,
+                "schedule": "cosine",
                 "warmup_frac": 0.1,
+                "cooldown_frac": 0.2,
                 "weight_decay": (0.04, 0.2),
                 "betas": (0.9, 0.999),
                 "clip_norm": 3.0,
                 "patch_embed_lr_mult": 0.2,
                 "layer_decay": 1.0,
                 "frozen_prototypes_frac": 0.01,
+                "frozen_backbone_frac": 0.0,
             },
             "checkpoint": {"every_steps": 100, "keep": 3},
             "log": {

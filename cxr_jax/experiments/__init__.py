@@ -3,6 +3,8 @@
 In: a resolved config. Out: an `Experiment`. One file per objective; the entry calls `build`.
 """
 
+from typing import Any
+
 import jax
 from ml_collections import ConfigDict
 
@@ -13,11 +15,14 @@ from cxr_jax.experiments.base import Experiment
 BUILDERS = {"self_distillation": self_distillation.build, "mae": mae.build, "supervised": supervised.build}
 
 
-def build(config: ConfigDict) -> Experiment:
-    """The experiment that `config.objective.name` asks for."""
+def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment:
+    """The experiment that `config.objective.name` asks for.
+
+    `saved` is what the newest checkpoint of this run says of itself; with it, the run it started from is not read.
+    """
     name = config.objective.name
     require(name in BUILDERS, f"config.objective.name={name!r}: legal are {', '.join(BUILDERS)}")
-    experiment = BUILDERS[name](config)
+    experiment = BUILDERS[name](config, saved)
     # Shapes only: a model that cannot be built is told here, as a matter of the config.
     call(jax.eval_shape, "model", {}, fun=experiment.objective.init, key=jax.random.key(0))
     return experiment

@@ -3,21 +3,31 @@
 In: a resolved config. Out: an `Experiment`. Crops have the model's own size, `model.image_size`.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from cxr_jax import config as door
 from cxr_jax import optim
 from cxr_jax.config import call, require
 from cxr_jax.data.augment import CropRecipe
-from cxr_jax.experiments.base import Experiment, model_kwargs, named_dtypes
+from cxr_jax.experiments.base import (
+    Experiment,
+    make_start,
+    make_timeline,
+    model_kwargs,
+    named_dtypes,
+    pretraining_meta,
+)
 from cxr_jax.models.mae_decoder import MAEDecoder
 from cxr_jax.objectives.mae import MaskedAutoencoder
+from cxr_jax.schedules import Timeline
 
 REFERENCE_BATCH = 256
 
 
-def build(config: ConfigDict) -> Experiment:
-    """A masked autoencoder with AdamW at a rate linear in the batch."""
+def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment:
+    """A masked autoencoder with AdamW at a rate linear in the batch; `saved` is what this run's own checkpoint says."""
     model, dtypes = model_kwargs(config), named_dtypes(config)
     given = dtypes | {"encoder_width": model["width"], "patch_size": model["patch_size"]}
     given |= {"scan": model["scan"], "remat": model["remat"]}
@@ -30,20 +40,16 @@ def build(config: ConfigDict) -> Experiment:
     door.check_keys("objective", options, MaskedAutoencoder, given=parts)
     objective = call(MaskedAutoencoder, "objective", options, **parts)
     require(len(config.optim.betas) == 2, f"config.optim.betas={tuple(config.optim.betas)} must be a pair of numbers")
-    door.check_keys("optim", config.optim, mae_optimiser, given=("total_steps", "batch_size"))
-    tx, schedules = call(
-        mae_optimiser,
-        "optim",
-        config.optim.to_dict(),
-        total_steps=config.total_steps,
-        batch_size=config.batch_size,
-    )
-    return Experiment(objective, tx, schedules, {"model": model, "objective": "mae"})
+    timeline = make_timeline(config, saved)
+    given = {"timeline": timeline, "batch_size": config.batch_size}
+    door.check_keys("optim", config.optim, mae_optimiser, given=given)
+    tx, schedules = call(mae_optimiser, "optim", config.optim.to_dict(), **given)
+    return Experiment(objective, tx, schedules, pretraining_meta("mae", model, timeline), make_start(config, model))
 
 
 def mae_optimiser(
     *,
-    total_steps: int,
+    timeline: Timeline,
     batch_size: int,
     base_learning_rate: float,
     final_learning_rate: float,
@@ -57,11 +63,11 @@ def mae_optimiser(
     `clip_norm` 0 does not clip. The mask and CLS tokens are decayed, as released.
     """
     schedules = {
-        "learning_rate": optim.warmup_cosine_schedule(
+        "learning_rate": timeline.learning_rate(
+            "cosine",
             base_learning_rate * batch_size / REFERENCE_BATCH,
             final_learning_rate,
-            round(warmup_frac * total_steps),
-            total_steps,
+            warmup_frac=warmup_frac,
         ),
         "weight_decay": lambda step: weight_decay,
     }

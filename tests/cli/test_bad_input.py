@@ -71,6 +71,30 @@ CASES = {
     "dtype": ("train", [*RUN, "--config.dtypes.compute=float7"], CONFIG, ("float7",)),
     "init_from_no_run": ("train", [*RUN, "--config.init_from={tmp}/nowhere"], CONFIG, ("nowhere", "no checkpoints")),
     "init_from_other": ("train", [*RUN, "--config.init_from={tmp}/other_run"], CONFIG, ("other_run", "architecture")),
+    "init_from_other_step": ("train", [*RUN, "--config.init_from={tmp}/other_run", "--config.init_step=7"],
+                             CONFIG, ("no checkpoint of step 7", "it has 0")),
+    "init_step": ("train", [*RUN, "--config.init_from={tmp}/other_run", "--config.init_step=-3"],
+                  CONFIG, ("config.init_step=-3", "-1, the newest")),
+    "init_parts": ("train", [*RUN, "--config.init_parts=head"], CONFIG,
+                   ("config.init_parts='head'", "networks, backbone, everything")),
+    "init_network": ("train", [*RUN, "--config.init_network=random"], CONFIG, ("config.init_network", "teacher, both")),
+    "init_from_weights": ("train", [*RUN, "--config.init_from={tmp}/weights"], CONFIG,
+                          ("config.init_parts='networks'", "weights", "legal is backbone")),
+    "init_from_bad_weights": ("train", [*RUN, "--config.init_from={tmp}/weights", "--config.init_parts=backbone"],
+                              DATA, ("config.init_from=", "preprocessor_config.json", "not a readable JSON")),
+    "schedules_from": ("train", [*RUN, "--config.schedules_from=on"], CONFIG, ("schedules_from", "restart, continue")),
+    "schedules_of_weights": ("train", [*RUN, "--config.init_from={tmp}/weights", "--config.schedules_from=continue"],
+                             CONFIG, ("config.schedules_from='continue'", "legal is restart")),
+    "schedule": ("train", [*RUN, "--config.optim.schedule=step"], CONFIG,
+                 ("config.optim.schedule='step'", "cosine, constant_cooldown")),
+    "schedule_overlap": ("train", [*RUN, "--config.optim.schedule=constant_cooldown", "--config.optim.warmup_frac=0.6",
+                                   "--config.optim.cooldown_frac=0.6"], CONFIG, ("config.optim.cooldown_frac=0.6",)),
+    "fraction": ("train", [*RUN, "--config.optim.warmup_frac=1.5"], CONFIG, ("config.optim.warmup_frac=1.5", "0 to 1")),
+    "fraction_below": ("train", [*RUN, "--config.optim.frozen_backbone_frac=-0.1"], CONFIG,
+                       ("config.optim.frozen_backbone_frac=-0.1", "0 to 1")),
+    "prototypes": ("train", [*RUN, "--config.mesh.tensor=2", "--config.heads.ibot_head.num_prototypes=255"], CONFIG,
+                   ("config.heads.ibot_head.num_prototypes=255", "multiple of 2", "config.mesh.tensor")),
+    "image_size": ("train", [*RUN, "--config.model.image_size=70"], CONFIG, ("config.model.image_size=70", "is 64")),
     "processes": ("train", [*RUN, "--num_processes=2"], CONFIG, ("--coordinator_address", "--process_id")),
     "data_empty": ("train", SMOKE, CONFIG, ("config.data.path", "data_prep.build")),
     "data_missing": ("train", [*SMOKE, "--config.data.path={tmp}/nowhere"], DATA, ("nowhere", "data_prep.build")),
@@ -161,6 +185,8 @@ def answers(phantom_dataset, tmp_path_factory) -> dict[str, dict]:
         if file.name != "manifest.json":
             shutil.copy(file, tmp / "unfinished")
     write_other_run(tmp / "other_run")
+    (tmp / "weights").mkdir()
+    (tmp / "weights" / "config.json").write_text("{}")
     write_damaged(phantom_dataset, tmp / "damaged")
     for name in ("cut", "gone"):
         shutil.copytree(phantom_dataset, tmp / name)

@@ -14,6 +14,7 @@ from cxr_jax.experiments.mae import mae_optimiser
 from cxr_jax.models.blocks import Block
 from cxr_jax.models.patches import patchify, unpatchify
 from cxr_jax.objectives.mae import MaskedAutoencoder
+from cxr_jax.schedules import Timeline
 from cxr_jax.sharding import make_layout, make_mesh
 from cxr_jax.state import init_state, make_step
 
@@ -183,7 +184,7 @@ def test_there_is_one_network(params):
 def test_training_on_a_fixed_batch_lowers_the_loss(batch):
     """Twenty steps of the loop's own step function; tests/mesh compares one device with eight."""
     tx, schedules = mae_optimiser(
-        total_steps=20,
+        timeline=Timeline.fresh(20),
         batch_size=IMAGES,
         base_learning_rate=0.3,
         final_learning_rate=0.0,
@@ -207,7 +208,12 @@ def test_the_optimiser_is_the_published_one(params):
     """Rate linear in the batch; warm-up 5 %; decay of all but biases and norms, at the rate of the step."""
     options = {"final_learning_rate": 0.0, "clip_norm": 0.0, "betas": (0.9, 0.95)}
     tx, schedules = mae_optimiser(
-        total_steps=800, batch_size=4096, base_learning_rate=1.5e-4, warmup_frac=0.05, weight_decay=0.05, **options
+        timeline=Timeline.fresh(800),
+        batch_size=4096,
+        base_learning_rate=1.5e-4,
+        warmup_frac=0.05,
+        weight_decay=0.05,
+        **options,
     )
     rates = [float(schedules["learning_rate"](step)) for step in (0, 39, 420, 800)]
     assert rates == pytest.approx([0.0, 2.4e-3, 1.2e-3, 0.0], abs=1e-8)

@@ -13,7 +13,7 @@ import pytest
 from cxr_jax.data.augment import multi_crop_recipes, random_crops
 from cxr_jax.data.masking import block_masks
 from cxr_jax.objectives.self_distillation import SelfDistillation
-from cxr_jax.optim import cosine_schedule, linear_schedule
+from cxr_jax.schedules import cosine_schedule, linear_schedule
 
 IMAGES = 4
 CROPS = multi_crop_recipes(

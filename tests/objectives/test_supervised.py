@@ -11,7 +11,8 @@ import pytest
 from cxr_jax.data.augment import CropRecipe
 from cxr_jax.models.vit import Features
 from cxr_jax.objectives.supervised import Supervised, masked_bce
-from cxr_jax.optim import adamw, warmup_cosine_schedule
+from cxr_jax.optim import adamw
+from cxr_jax.schedules import warmup_cosine_schedule
 
 IMAGES, CLASSES, WIDTH, BLOCKS = 5, 3, 8, 2
 RATES = (1e-4, 1e-2, 0.1)

@@ -17,7 +17,7 @@ from cxr_jax.export.names import flatten
 from cxr_jax.models.layers import kept_rows
 from cxr_jax.objectives.self_distillation import SelfDistillation
 from cxr_jax.objectives.views import Views
-from cxr_jax.optim import cosine_schedule, linear_schedule
+from cxr_jax.schedules import cosine_schedule, linear_schedule
 from cxr_jax.sharding import make_layout, make_mesh, path_name
 from cxr_jax.state import create_state, make_step
 

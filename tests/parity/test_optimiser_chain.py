@@ -16,7 +16,7 @@ from cxr_jax.data.augment import multi_crop_recipes
 from cxr_jax.experiments.self_distillation import dino_optimiser
 from cxr_jax.export.names import flatten, unflatten
 from cxr_jax.objectives.self_distillation import SelfDistillation
-from cxr_jax.optim import cosine_schedule
+from cxr_jax.schedules import Timeline, cosine_schedule
 
 torch = pytest.importorskip("torch", reason="the reference is PyTorch; requirements-test.txt installs it")
 
@@ -52,16 +52,19 @@ def make_objective():
 
 def make_chain():
     tx, _ = dino_optimiser(
-        total_steps=TOTAL,
+        timeline=Timeline.fresh(TOTAL),
         batch_size=BATCH,
         depth=DEPTH,
         base_learning_rate=BASE,
         final_learning_rate=FINAL,
+        schedule="cosine",
         warmup_frac=WARMUP / TOTAL,
+        cooldown_frac=0.0,
         weight_decay=WEIGHT_DECAY,
         patch_embed_lr_mult=PATCH_RATE,
         layer_decay=LAYER_DECAY,
         frozen_prototypes_frac=FROZEN / TOTAL,
+        frozen_backbone_frac=0.0,
         clip_norm=CLIP,
         betas=(0.9, 0.999),
     )

@@ -38,6 +38,7 @@ def shrink(config, dataset):
     config.batch_size, config.total_steps, config.data.path = BATCH, STEPS, str(dataset)
     config.data.where.update(source="", view="", sex="")
     config.log.update(every_steps=1, tensorboard=False)
+    config.mesh.update(replica=1, fsdp=-1, tensor=1)
     if "model" in config:
         config.model.update(image_size=16)
         config.model.update({"width": 16, "depth": 2, "num_heads": 2, "patch_size": 8})
@@ -81,7 +82,7 @@ def check(workdir, lines, term):
 
 
 @pytest.fixture(scope="module")
-def pretrained(phantom_dataset, tmp_path_factory):
+def pretrained(phantom_dataset, tmp_path_factory, compiled_once):
     """The run that fine-tuning starts from, made by the smoke config."""
     workdir = tmp_path_factory.mktemp("pretrained") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -94,8 +95,12 @@ def test_the_smoke_config_trains(pretrained):
 
 
 @pytest.mark.parametrize("name", [name for name in names(PRETRAINING) if name != "smoke"])
-def test_pretraining_configs_train(name, phantom_dataset, tmp_path, monkeypatch):
-    config = shrink(load(name), phantom_dataset)
+def test_pretraining_configs_train(name, pretrained, phantom_dataset, tmp_path, monkeypatch):
+    config = load(name)
+    if config.init_from:
+        # A later stage names the run of its first one.
+        config.init_from = str(pretrained[0])
+    config = shrink(config, phantom_dataset)
     term = {"self_distillation": "ibot_loss", "mae": "reconstruction_loss"}[config.objective.name]
     check(tmp_path / "run", run(config, tmp_path / "run", monkeypatch), term)
 

@@ -1,0 +1,236 @@
+"""A run that starts from another one: from its networks, its backbone, or all that it was.
+
+In: a fresh state, and a source: a run directory, or a Hugging Face folder that `export` reads. Out: a `Start`, the
+state with the source's arrays in its own shards, and a report of what was taken from where.
+
+    networks     backbone and heads                         the next stage of a chain
+    backbone     the backbone, heads stay fresh             public weights, another objective
+    everything   also optimiser, step and data position     a branch of a run, to cool down or to go on
+
+Loading is strict: an array that is missing, unexpected or of another shape is refused by name. One thing may differ:
+position embeddings of another grid are resized by the model's own rule (`models.positions`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxr_jax import checkpoint
+from cxr_jax.config import ConfigError, require
+from cxr_jax.data.records import DataError
+from cxr_jax.export.huggingface import read_folder
+from cxr_jax.export.rules import LayoutError
+from cxr_jax.models.positions import resize_positions
+from cxr_jax.sharding import path_name
+from cxr_jax.state import TrainState
+
+NETWORKS = ("teacher", "both")
+PARTS = ("networks", "backbone", "everything")
+POSITIONS = "backbone/pos_embed"
+# Where a run's data stands, and what its watch has seen: a branch of everything goes on with both.
+CARRIED = ("data_skip", "collapse")
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A state to train from, what was loaded, and what the new run's checkpoints take over of the source's words."""
+
+    state: TrainState
+    report: dict[str, Any]
+    carried: dict[str, Any]
+
+    def describe(self) -> str:
+        """The report as two lines."""
+        r = self.report
+        step = "" if r["step"] is None else f", step {r['step']}"
+        resized = [f"{name} {old} -> {new}" for name, (old, new) in r["resized"].items()]
+        lists = {"resized": resized, **{name: r[name] for name in ("fresh", "unused", "missing", "unexpected")}}
+        words = "; ".join(f"{name}: {', '.join(map(str, values)) or 'none'}" for name, values in lists.items())
+        return f"from {r['source']}{step}: {r['parts']} of {r['network']}\n  loaded {r['loaded']} arrays; {words}"
+
+
+def is_hugging_face(source: str | Path) -> bool:
+    """Whether `source` is weights to import, a folder with config.json or a safetensors file, and not a run."""
+    return Path(source).suffix == ".safetensors" or (Path(source) / "config.json").is_file()
+
+
+def read_source_meta(source: str | Path, step: int) -> dict[str, Any]:
+    """What the run `source` says about its checkpoint `step` (-1: the newest). Raises ConfigError when it has none."""
+    require(step >= -1, f"config.init_step={step}: legal are -1, the newest, and the steps of a checkpoint")
+    return checkpoint.read_meta(source, None if step == -1 else step)
+
+
+def start_from(
+    state: TrainState,
+    *,
+    source: str,
+    network: str,
+    parts: str,
+    step: int,
+    model: dict[str, Any],
+    batch_size: int,
+    total_steps: int,
+) -> Start:
+    """Start a pretraining from `source`.
+
+    `network` is `teacher` (the EMA teacher into student and teacher; of a run without one its only network) or `both`
+    (each as it was). `model` holds the arguments of this run's `ViT`. Raises ConfigError naming what does not fit.
+    """
+    if is_hugging_face(source):
+        return _start_from_weights(state, source=source, network=network, parts=parts, step=step, model=model)
+    meta = read_source_meta(source, step)
+    step = meta["step"]
+    if parts == "everything":
+        return _branch(state, source, meta, batch_size, total_steps)
+    saved, taken = _saved_networks(source, meta, network, keeps_teacher=bool(state.targets))
+    facts = {"network": taken, "parts": parts, "step": step, "fingerprint": meta["fingerprint"]}
+    return _fill(state, saved, source, model, meta["model"], facts)
+
+
+def frozen_backbone(state: TrainState, *, run: str, network: str) -> Start:
+    """The backbone of a pretraining's `teacher` or `student` as the frozen target of a fine-tuning.
+
+    A run without a teacher has one network, which `teacher` means too.
+    """
+    meta = checkpoint.read_meta(run)
+    network = checkpoint.network_of(meta, network)
+    tree = checkpoint.read_item(run, "targets" if network == "teacher" else "params")
+    found = _flat({"targets": {"backbone": tree.get("backbone", {})}})
+    facts = {"network": network, "parts": "backbone", "step": meta["step"], "fingerprint": meta["fingerprint"]}
+    facts["unused"] = sorted(set(tree) - {"backbone"})
+    return _place(state, {"targets": state.targets}, found, run, facts)
+
+
+def _start_from_weights(state, *, source, network, parts, step, model) -> Start:
+    """Imported weights hold one backbone and nothing else."""
+    where = f"{source} holds the weights of one backbone"
+    require(parts == "backbone", f"config.init_parts={parts!r}: {where}; legal is backbone")
+    require(step == -1, f"config.init_step={step}: {where} and no steps; legal is -1")
+    require(not state.targets or network == "teacher", f"config.init_network={network!r}: {where}; legal is teacher")
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        require(
+            path.name == "model.safetensors" and (path.parent / "config.json").is_file(),
+            f"config.init_from={source}: expected model.safetensors with config.json beside it",
+        )
+        path = path.parent
+    try:
+        backbone, theirs = read_folder(path)
+    except LayoutError as error:
+        raise DataError(f"config.init_from={source}: {error}") from None
+    saved = {item: {"backbone": backbone} for item in ("params", "targets")}
+    facts = {"network": "its only network", "parts": parts, "step": None, "fingerprint": None}
+    return _fill(state, saved, source, model, theirs, facts)
+
+
+def _saved_networks(run: str, meta: dict[str, Any], network: str, keeps_teacher: bool) -> tuple[dict[str, dict], str]:
+    """`{"params": ..., "targets": ...}` of a run as `network` asks for them, and which network that was."""
+    step, has_teacher = meta["step"], "targets" in meta["items"]
+    if network == "teacher":
+        tree = checkpoint.read_item(run, "targets" if has_teacher else "params", step)
+        return {"params": tree, "targets": tree}, "the teacher" if has_teacher else "the student, its only network"
+    require(
+        has_teacher or not keeps_teacher,
+        f"config.init_network='both': {run} keeps no teacher; legal is teacher, which takes its only network for both",
+    )
+    items = ("params", "targets") if keeps_teacher else ("params",)
+    return {item: checkpoint.read_item(run, item, step) for item in items}, "student and teacher"
+
+
+def _fill(state, saved, source, model, their_model, facts) -> Start:
+    """Put the saved networks, or their backbones alone, into a state whose optimiser and step stay fresh."""
+    wanted = {"params": state.params, "targets": state.targets} if state.targets else {"params": state.params}
+    # What the targets hold besides networks, such as centres, is of no use to a student.
+    statistics = set(state.targets) - set(state.params)
+    fresh, unused = set(), set()
+    if facts["parts"] == "backbone":
+        fresh = {name for tree in wanted.values() for name in tree} - {"backbone"}
+        unused = {name for tree in saved.values() for name in tree} - {"backbone"}
+        wanted, saved = ({i: {"backbone": tree.get("backbone", {})} for i, tree in t.items()} for t in (wanted, saved))
+    found = {}
+    for item, tree in wanted.items():
+        found |= _flat(
+            {item: {name: part for name, part in saved[item].items() if name in tree or name not in statistics}}
+        )
+    resized = _resize_positions(found, wanted, model.get("pos_resize"))
+    facts |= {"fresh": sorted(fresh), "unused": sorted(unused), "resized": resized}
+    facts["model"] = {
+        key: [their_model.get(key), value] for key, value in model.items() if their_model.get(key, value) != value
+    }
+    return _place(state, wanted, found, source, facts)
+
+
+def _resize_positions(found: Arrays, wanted, rule: str | None) -> dict[str, list]:
+    """Resize positions `[1 + n, d]` in place to the grid that is wanted; returns `{name: [old shape, new shape]}`."""
+    resized = {}
+    for item, tree in wanted.items():
+        name, new = f"{item}/{POSITIONS}", tree.get("backbone", {}).get("pos_embed")
+        if rule is None or new is None or name not in found:
+            continue
+        old = found[name].shape
+        grids = [round(max(shape[0] - 1, 0) ** 0.5) for shape in (old, new.shape)]
+        square = [grid**2 + 1 for grid in grids] == [old[0], new.shape[0]]
+        if old != new.shape and old[1:] == new.shape[1:] and square:
+            found[name] = np.asarray(resize_positions(jnp.asarray(found[name]), *grids, rule))
+            resized[name] = [list(old), list(new.shape)]
+    return resized
+
+
+def _branch(state: TrainState, source: str, meta: dict[str, Any], batch_size: int, total_steps: int) -> Start:
+    """All of a run at a step: networks, optimiser, counters; its data goes on at the next batch.
+
+    Another dataset is legal: step t then takes batch t of that one's order.
+    """
+    step, theirs = meta["step"], meta["config"]["batch_size"]
+    require(
+        total_steps > step,
+        f"config.total_steps={total_steps}: init_parts='everything' goes on from step {step} of {source} and counts "
+        f"its steps; legal are more than {step}",
+    )
+    require(
+        theirs == batch_size,
+        f"config.batch_size={batch_size}: init_parts='everything' goes on in the data of {source}, whose batch_size "
+        f"is {theirs}; take the same, or init_parts='networks'",
+    )
+    wanted = {"params": state.params, "targets": state.targets}
+    wanted = {item: tree for item, tree in wanted.items() if tree}
+    wanted["opt_state"] = {"optimizer": state.opt_state, "health": state.health}
+    found = _flat({item: checkpoint.read_item(source, item, step) for item in meta["items"]})
+    facts = {"network": "student and teacher", "parts": "everything", "step": step, "fingerprint": meta["fingerprint"]}
+    return _place(state, wanted, found, source, facts, {name: meta[name] for name in CARRIED if name in meta})
+
+
+def _flat(tree) -> Arrays:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _to_device(old, new: np.ndarray):
+    # Every process reads the file and places its own shards; device_put would compare whole arrays between them.
+    # `astype` copies: student and teacher may come from one array, and the state is donated.
+    return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index].astype(old.dtype))
+
+
+def _place(state, wanted, found: Arrays, source, facts, carried: dict[str, Any] | None = None) -> Start:
+    """`found` in the shards of `wanted`; refuses whatever does not fit exactly."""
+    shapes = {name: tuple(array.shape) for name, array in found.items()}
+    try:
+        checkpoint.check_same_tree(shapes, wanted, source)
+    except ConfigError as error:
+        raise ConfigError(f"config.init_from={source}: {error}") from None
+    placed = jax.tree_util.tree_map_with_path(lambda path, old: _to_device(old, found[path_name(path)]), wanted)
+    changes = {item: getattr(state, item) | placed[item] for item in ("params", "targets") if item in placed}
+    if "opt_state" in placed:
+        step = _to_device(state.step, np.asarray(facts["step"]))
+        changes |= {
+            "step": step,
+            "opt_state": placed["opt_state"]["optimizer"],
+            "health": placed["opt_state"]["health"],
+        }
+    empty = {"fresh": [], "unused": [], "resized": {}, "model": {}}
+    report = {"source": str(source), **empty, **facts, "loaded": len(found), "missing": [], "unexpected": []}
+    return Start(state.replace(**changes), report, carried or {})
