@@ -62,7 +62,10 @@ def is_hugging_face(source: str | Path) -> bool:
 def read_source_meta(source: str | Path, step: int) -> dict[str, Any]:
     """What the run `source` says about its checkpoint `step` (-1: the newest). Raises ConfigError when it has none."""
     require(step >= -1, f"config.init_step={step}: legal are -1, the newest, and the steps of a checkpoint")
-    return checkpoint.read_meta(source, None if step == -1 else step)
+    try:
+        return checkpoint.read_meta(source, None if step == -1 else step)
+    except ConfigError as error:
+        raise ConfigError(f"config.init_from={error}") from None
 
 
 def start_from(
