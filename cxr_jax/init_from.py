@@ -30,7 +30,9 @@ from cxr_jax.state import TrainState
 
 NETWORKS = ("teacher", "both")
 PARTS = ("networks", "backbone", "everything")
-POSITIONS = "backbone/pos_embed"
+GRAM = "gram"  # a third copy of the backbone, among the targets
+BACKBONES = ("backbone", GRAM)
+EXTRAS = {"centres", GRAM}  # what targets hold besides networks
 # Where a run's data stands, and what its watch has seen: a branch of everything goes on with both.
 CARRIED = ("data_skip", "collapse")
 Arrays = dict[str, np.ndarray]
@@ -148,18 +150,24 @@ def _saved_networks(run: str, meta: dict[str, Any], network: str, keeps_teacher:
 def _fill(state, saved, source, model, their_model, facts) -> Start:
     """Put the saved networks, or their backbones alone, into a state whose optimiser and step stay fresh."""
     wanted = {"params": state.params, "targets": state.targets} if state.targets else {"params": state.params}
-    # What the targets hold besides networks, such as centres, is of no use to a student.
-    statistics = set(state.targets) - set(state.params)
+    saved = {item: dict(saved[item]) for item in wanted}
+    if GRAM in state.targets:
+        # The Gram teacher is the teacher as this run starts, whatever the source anchored itself to.
+        saved["targets"][GRAM] = saved["targets"].get("backbone", {})
+    for item, tree in saved.items():
+        # Centres and Gram teachers are no networks: of no use to who has none, fresh for who finds none.
+        for name in EXTRAS & (set(tree) - set(wanted[item])):
+            del tree[name]
+        absent = EXTRAS & (set(wanted[item]) - set(tree))
+        wanted[item] = {name: part for name, part in wanted[item].items() if name not in absent}
     fresh, unused = set(), set()
     if facts["parts"] == "backbone":
-        fresh = {name for tree in wanted.values() for name in tree} - {"backbone"}
-        unused = {name for tree in saved.values() for name in tree} - {"backbone"}
-        wanted, saved = ({i: {"backbone": tree.get("backbone", {})} for i, tree in t.items()} for t in (wanted, saved))
-    found = {}
-    for item, tree in wanted.items():
-        found |= _flat(
-            {item: {name: part for name, part in saved[item].items() if name in tree or name not in statistics}}
+        fresh, unused = ({name for tree in t.values() for name in tree} - set(BACKBONES) for t in (wanted, saved))
+        wanted, saved = (
+            {item: {name: tree.get(name, {}) for name in BACKBONES if name in wanted[item]} for item, tree in t.items()}
+            for t in (wanted, saved)
         )
+    found = _flat(saved)
     resized = _resize_positions(found, wanted, model.get("pos_resize"))
     facts |= {"fresh": sorted(fresh), "unused": sorted(unused), "resized": resized}
     facts["model"] = {
@@ -172,15 +180,16 @@ def _resize_positions(found: Arrays, wanted, rule: str | None) -> dict[str, list
     """Resize positions `[1 + n, d]` in place to the grid that is wanted; returns `{name: [old shape, new shape]}`."""
     resized = {}
     for item, tree in wanted.items():
-        name, new = f"{item}/{POSITIONS}", tree.get("backbone", {}).get("pos_embed")
-        if rule is None or new is None or name not in found:
-            continue
-        old = found[name].shape
-        grids = [round(max(shape[0] - 1, 0) ** 0.5) for shape in (old, new.shape)]
-        square = [grid**2 + 1 for grid in grids] == [old[0], new.shape[0]]
-        if old != new.shape and old[1:] == new.shape[1:] and square:
-            found[name] = np.asarray(resize_positions(jnp.asarray(found[name]), *grids, rule))
-            resized[name] = [list(old), list(new.shape)]
+        for backbone in BACKBONES:
+            name, new = f"{item}/{backbone}/pos_embed", tree.get(backbone, {}).get("pos_embed")
+            if rule is None or new is None or name not in found:
+                continue
+            old = found[name].shape
+            grids = [round(max(shape[0] - 1, 0) ** 0.5) for shape in (old, new.shape)]
+            square = [grid**2 + 1 for grid in grids] == [old[0], new.shape[0]]
+            if old != new.shape and old[1:] == new.shape[1:] and square:
+                found[name] = np.asarray(resize_positions(jnp.asarray(found[name]), *grids, rule))
+                resized[name] = [list(old), list(new.shape)]
     return resized
 
 

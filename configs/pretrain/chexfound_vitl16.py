@@ -73,6 +73,8 @@ def get_config():
         teacher_temperature_warmup_frac=0.3,
         centring="sinkhorn",
         centre_momentum=0.9,
+        prototype_chunks=8,
+        koleo_scope="group",
         ema=(0.994, 1.0),
     )
     config.optim.update(
