@@ -23,16 +23,18 @@ from cxr_jax.data.geometry import MEAN, STD
 from cxr_jax.data.pipeline import train_batches
 from cxr_jax.data.source import open_split
 from cxr_jax.evals.features import Geometry
+from cxr_jax.examples import Examples
 from cxr_jax.experiments import build
-from cxr_jax.metrics import Metrics, write_contact_sheet
+from cxr_jax.metrics import Metrics
 from cxr_jax.models.layers import Layout
 from cxr_jax.objectives.base import Objective
 from cxr_jax.online_probe import OnlineProbe
-from cxr_jax.sharding import batch_sharding, data_shards, make_layout, make_mesh, replicated
+from cxr_jax.sharding import batch_sharding, data_shards, make_layout, make_mesh
 from cxr_jax.state import abstract_state, init_state, make_step
 
 COUNTS = ("batch_size", "total_steps", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
 COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch")
+EXAMPLES = "log.examples_every_steps"
 
 
 def check_counts(config: ConfigDict) -> None:
@@ -40,6 +42,8 @@ def check_counts(config: ConfigDict) -> None:
     flat = door.flatten(config)
     for key in COUNTS:
         require(flat[key] >= 1, f"config.{key}={flat[key]} must be at least 1")
+    every = flat.get(EXAMPLES, 0)
+    require(every >= 0, f"config.{EXAMPLES}={every} must be at least 0; 0 shows the first batch at the start alone")
 
 
 # What may change between starting a run and continuing it, because no result depends on it.
@@ -190,18 +194,23 @@ def main() -> None:
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
-    if saved is None:
-        # Every process takes part in the computation; its result is on every device.
-        pictures = jax.jit(objective.pictures, out_shardings=replicated(mesh))
-        first_key = jax.random.fold_in(step_key, first)
-        rows = jax.device_get(pictures(state.params, state.targets, next(batches(start_step=first)), first_key))
-        if first_process:
-            write_contact_sheet(workdir / "examples" / "first_batch.png", rows)
-
     layout = make_layout(mesh, config.dtypes.compute)
     geometry = Geometry(meta["geometry"]["fit"], meta["geometry"]["image_size"])
     watch = collapse_watch(config, objective, meta.get("collapse"))
+    examples = Examples(
+        workdir / "examples",
+        every_steps=config.log.get("examples_every_steps", 0),
+        objective=objective,
+        load=lambda: next(batches()),
+        key=jax.random.fold_in(step_key, 0),
+        mesh=mesh,
+        writes=first_process,
+    )
+    if saved is None:
+        examples.write(state, "first_batch.png")
     evaluations = online_probe(config, objective, geometry, mesh, layout)
+    if examples.every_steps:
+        evaluations["examples"] = examples
     metrics = Metrics(
         workdir,
         start_step=first,

@@ -75,6 +75,7 @@ def get_config():
             "checkpoint": {"every_steps": 1000, "keep": 3},
             "log": {
                 "every_steps": 50,
+                "examples_every_steps": 10_000,
                 "tensorboard": True,
                 "on_collapse": "warn",
                 "collapse_after_frac": 0.2,

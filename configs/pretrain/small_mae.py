@@ -23,5 +23,5 @@ def get_config():
     config.dtypes.compute = "float32"
     config.data.update(threads=2, prefetch=4)
     config.checkpoint.update(every_steps=100, keep=3)
-    config.log.every_steps = 10
+    config.log.update(every_steps=10, examples_every_steps=250)
     return config

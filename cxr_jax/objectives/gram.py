@@ -7,17 +7,13 @@ final norm, in the reduce dtype. Out: a scalar.
 
 which is the squared Frobenius norm of the difference of the Gram matrices, divided by n^2 and averaged over images
 (DINOv3, Simeoni et al. 2025, arXiv 2508.10104; the paper writes the norm, its released code takes the mean). Only
-similarities are anchored: the student may rotate all its patches together.
-
-The paper's Gram teacher sees images of twice the student's side; `resize_patches` brings its patch grid back to the
-student's by bicubic interpolation without antialiasing, before patches are normalised.
+similarities are anchored: the student may rotate all its patches together. In the paper's last stage the Gram teacher
+sees images of twice the student's side; here it sees the student's own crops.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-from cxr_jax.models.positions import POS_RESIZE, resize_matrix
 
 NEGATIVES = ("keep", "remove", "remove_teacher")
 
@@ -50,24 +46,3 @@ def gram_loss(
     if negatives != "keep":
         theirs = jnp.where(theirs < 0, 0, theirs)
     return jnp.square(ours - theirs).mean()
-
-
-def resize_patches(patches: Float[Array, "b n_in d"], grid_out: int, rule: str = "size") -> Float[Array, "b n_out d"]:
-    """Patch tokens of a square grid, row by row, interpolated to `grid_out x grid_out`; one matrix product per axis.
-
-    `rule` is one of `models.positions.POS_RESIZE`; the released Gram stage is `size` (bicubic, no antialiasing).
-    Raises ValueError for another rule, and when the tokens are no square grid (CLS and registers do not belong here).
-    """
-    if rule not in POS_RESIZE:
-        raise ValueError(f"gram resize rule={rule!r}: legal are {', '.join(POS_RESIZE)}")
-    images, tokens, width = patches.shape
-    grid_in = round(tokens**0.5)
-    if grid_in**2 != tokens:
-        raise ValueError(f"{tokens} patch tokens are no square grid; give patches without CLS and registers")
-    if grid_in == grid_out:
-        return patches
-    matrix = jnp.asarray(resize_matrix(grid_in, grid_out, rule), patches.dtype)
-    grid = patches.reshape(images, grid_in, grid_in, width)
-    grid = jnp.einsum("yi,bijd->byjd", matrix, grid, precision="highest")
-    grid = jnp.einsum("xj,byjd->byxd", matrix, grid, precision="highest")
-    return grid.reshape(images, grid_out * grid_out, width)

@@ -1,11 +1,11 @@
-"""Gram anchoring against its equation in float64 NumPy, its resize against torch, and what it must not feel."""
+"""Gram anchoring against its equation in float64 NumPy, and what it must not feel."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax.objectives.gram import gram_loss, resize_patches
+from cxr_jax.objectives.gram import gram_loss
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.standard_normal((3, 9, 5)), RNG.standard_normal((3, 9, 7))
@@ -87,31 +87,6 @@ def test_gradients_are_finite_at_zero_and_the_dtype_is_kept(dtype, negatives):
         assert loss.dtype == dtype and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("rule", ["size", "offset", "antialias"])
-@pytest.mark.parametrize(("grid_in", "grid_out"), [(8, 4), (7, 4), (4, 6)])
-def test_resized_patches_are_torchs(rule, grid_in, grid_out):
-    torch = pytest.importorskip("torch", reason="the reference is PyTorch; requirements-test.txt installs it")
-    patches = RNG.standard_normal((2, grid_in**2, 3))
-    grid = torch.tensor(patches).reshape(2, grid_in, grid_in, 3).permute(0, 3, 1, 2)
-    if rule == "offset":
-        factor = (grid_out + 0.1) / grid_in
-        theirs = torch.nn.functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
-    else:
-        theirs = torch.nn.functional.interpolate(
-            grid, size=(grid_out, grid_out), mode="bicubic", align_corners=False, antialias=rule == "antialias"
-        )
-    ours = resize_patches(jnp.asarray(patches), grid_out, rule)
-    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).reshape(2, -1, 3), atol=1e-12)
-
-
-def test_a_teacher_on_the_same_grid_is_left_as_it_is():
-    np.testing.assert_array_equal(resize_patches(jnp.asarray(STUDENT), 3), STUDENT)
-
-
-def test_what_is_not_possible_is_refused_by_name():
+def test_an_unknown_treatment_of_negatives_is_refused_by_name():
     with pytest.raises(ValueError, match="keep, remove, remove_teacher"):
         gram_loss(jnp.asarray(STUDENT), jnp.asarray(TEACHER), negatives="clip")
-    with pytest.raises(ValueError, match="offset, size, antialias"):
-        resize_patches(jnp.asarray(STUDENT), 2, "bilinear")
-    with pytest.raises(ValueError, match="10 patch tokens are no square grid"):
-        resize_patches(jnp.zeros((1, 10, 3)), 2)

@@ -103,6 +103,10 @@ def test_pretraining_configs_train(name, pretrained, phantom_dataset, tmp_path, 
     config = shrink(config, phantom_dataset)
     term = {"self_distillation": "ibot_loss", "mae": "reconstruction_loss"}[config.objective.name]
     check(tmp_path / "run", run(config, tmp_path / "run", monkeypatch), term)
+    if config.log.get("examples_every_steps"):
+        sheets = {path.name: path.read_bytes() for path in (tmp_path / "run" / "examples").iterdir()}
+        assert sheets.keys() == {"first_batch.png", "first_batch_step_0.png", f"first_batch_step_{STEPS}.png"}
+        assert sheets["first_batch.png"] == sheets["first_batch_step_0.png"] != sheets[f"first_batch_step_{STEPS}.png"]
 
 
 @pytest.mark.parametrize("name", names(FINETUNING))
