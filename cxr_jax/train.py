@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from cxr_jax import checkpoint, loop
 from cxr_jax import config as door
-from cxr_jax.collapse import CollapseWatch
+from cxr_jax.collapse import MODES, CollapseWatch
 from cxr_jax.config import call, require
 from cxr_jax.data.geometry import MEAN, STD
 from cxr_jax.data.pipeline import train_batches
@@ -42,6 +42,8 @@ def check_counts(config: ConfigDict) -> None:
     flat = door.flatten(config)
     for key in COUNTS:
         require(flat[key] >= 1, f"config.{key}={flat[key]} must be at least 1")
+    mode = config.log.on_collapse
+    require(mode in MODES, f"config.log.on_collapse={mode!r}: legal are {', '.join(MODES)}")
     every = flat.get(EXAMPLES, 0)
     require(every >= 0, f"config.{EXAMPLES}={every} must be at least 0; 0 shows the first batch at the start alone")
 

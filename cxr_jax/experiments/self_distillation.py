@@ -49,8 +49,11 @@ def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment
     options = config.objective.to_dict()
     del options["name"]
     low, high = options.pop("teacher_temperature")
+    require(min(low, high) > 0, f"config.objective.teacher_temperature=({low}, {high}) must be above 0")
     temperature = timeline.linear(low, high, options.pop("teacher_temperature_warmup_frac"))
-    ema = timeline.cosine(*options.pop("ema"))
+    momenta = tuple(options.pop("ema"))
+    require(all(0 <= m <= 1 for m in momenta), f"config.objective.ema={momenta}: a momentum lies from 0 to 1")
+    ema = timeline.cosine(*momenta)
     given = {"model": model, "heads": heads, "crops": recipes, "teacher_temperature": temperature, "ema": ema}
     door.check_keys("objective", options, SelfDistillation, given=given)
     objective = call(SelfDistillation, "objective", options, **given)

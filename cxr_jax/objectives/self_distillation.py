@@ -36,6 +36,7 @@ from cxr_jax.objectives.views import ViewRecipe, Views
 
 Schedule = Callable[[Array], Array]
 CENTRINGS = ("sinkhorn", "softmax", "none")
+WEIGHTS = ("dino_weight", "ibot_weight", "koleo_weight", "gram_weight", "variance_weight", "covariance_weight")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,21 @@ class SelfDistillation:
         ):
             if value not in legal:
                 raise ValueError(f"objective.{name}={value!r}: legal are {', '.join(legal)}")
+        for name in WEIGHTS:
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.{name}={getattr(self, name)} must be at least 0; 0 leaves the term out")
+        if self.student_temperature <= 0:
+            raise ValueError(f"objective.student_temperature={self.student_temperature} must be above 0")
+        blocks, depth = tuple(self.regularised_blocks), self.model["depth"]
+        if len(set(blocks)) < len(blocks) or not all(0 <= block < depth for block in blocks):
+            raise ValueError(
+                f"objective.regularised_blocks={blocks}: legal are different numbers from 0 to {depth - 1}"
+            )
+        if bool(blocks) != bool(self.variance_weight or self.covariance_weight):
+            raise ValueError(
+                f"objective.regularised_blocks={blocks} with variance_weight={self.variance_weight} and "
+                f"covariance_weight={self.covariance_weight}: name blocks and at least one weight, or neither"
+            )
         if self.koleo_weight and self.group_size < 2:
             raise ValueError(f"objective.group_size={self.group_size}: KoLeo needs at least 2 images in a group")
         for name in self.head_names:

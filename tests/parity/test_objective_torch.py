@@ -17,7 +17,7 @@ from cxr_jax.export.names import flatten
 from cxr_jax.models.layers import kept_rows
 from cxr_jax.objectives.self_distillation import SelfDistillation
 from cxr_jax.objectives.views import Views
-from cxr_jax.schedules import cosine_schedule, linear_schedule
+from cxr_jax.schedules import Timeline, cosine_schedule, linear_schedule
 from cxr_jax.sharding import make_layout, make_mesh, path_name
 from cxr_jax.state import create_state, make_step
 
@@ -252,16 +252,19 @@ def test_four_training_steps_equal_pytorch():
     with jax.enable_x64(True):
         objective = make_objective()
         tx, schedules = dino_optimiser(
-            total_steps=20,
+            timeline=Timeline.fresh(20),
             batch_size=IMAGES,
             depth=2,
             base_learning_rate=0.05,
             final_learning_rate=1e-6,
+            schedule="cosine",
             warmup_frac=0.15,
+            cooldown_frac=0.0,
             weight_decay=(0.04, 0.2),
             patch_embed_lr_mult=patch_mult,
             layer_decay=layer_decay,
             frozen_prototypes_frac=0.1,
+            frozen_backbone_frac=0.0,
             clip_norm=clip,
             betas=(0.9, 0.999),
         )
