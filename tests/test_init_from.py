@@ -175,6 +175,19 @@ def test_a_branch_of_everything_is_the_run_itself(source, trained):
     assert report["source"] == str(run_dir) and report["parts"] == "everything" and report["step"] == STEPS
 
 
+def test_a_branch_goes_on_in_the_data_where_the_source_stood(source, phantom_dataset, tmp_path, one_device):
+    """A source whose batches were once skipped: step t of the branch takes the batch that the source would have."""
+    run_dir = tmp_path / "skipped"
+    shutil.copytree(source[0], run_dir)
+    file = run_dir / "checkpoints" / "4" / "meta" / "metadata"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"data_skip": 3}))
+    changes = {"init_from": str(run_dir), "init_parts": "everything", "total_steps": 6}
+    begun, _ = start(phantom_dataset, one_device, **changes)
+    assert begun.carried["data_skip"] == 3 and int(begun.state.step) == STEPS
+    stage, _ = start(phantom_dataset, one_device, init_from=str(run_dir))
+    assert stage.carried == {}
+
+
 COOL = {"total_steps": 4, "optim.cooldown_frac": 0.5, "optim.warmup_frac": 0.5, "objective.ema": (0.9, 1.0)}
 
 
