@@ -28,12 +28,13 @@ from data_prep.images import ImageSettings, store_image
 from data_prep.readers import FlagError, Sample, Source
 
 QUALITY = 100
-# By file stem without the size (pneumoniamnist_224 is pneumoniamnist). The 14 are spelt as by NIH ChestX-ray14.
+# By file stem without the size (pneumoniamnist_224 is pneumoniamnist). ChestMNIST is made of NIH ChestX-ray14; its
+# columns have the canonical names of data_prep/vocabulary.py.
 CLASS_NAMES = {
     "pneumoniamnist": ("Pneumonia",),
     "chestmnist": (
-        "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
-        "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
+        "Atelectasis", "Cardiomegaly", "Pleural Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
+        "Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural Thickening", "Hernia",
     ),
 }  # fmt: skip
 MAX_CLASSES = 1000  # a column with more values than this holds no classes

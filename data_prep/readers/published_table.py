@@ -1,0 +1,105 @@
+"""What the readers of published collections read before any image: the files of a folder, and tables.
+
+In: a folder, a CSV file (also .csv.gz), and texts of its cells. Out: paths below the folder, rows by column, sex and
+age in the contract's words. Cells and column names lose surrounding spaces; rows may be longer than the header, as
+the NIH's are, never shorter than the columns that are needed.
+"""
+
+import csv
+import gzip
+import math
+import os
+import re
+import zlib
+from collections.abc import Container, Iterator
+from pathlib import Path, PurePosixPath
+
+from cxr_jax.data.records import DataError
+from data_prep.readers.table import parse_age
+
+# Reports in cells run to thousands of characters; a cell beyond this is no table's.
+csv.field_size_limit(1_000_000)
+_SEX = {"m": "M", "male": "M", "f": "F", "female": "F", "femal": "F"}
+# A bound stands for itself: ">90", "90+", "85 or more".
+_BOUND = re.compile(r"^>?=?\s*(\d+(?:\.\d+)?)\s*(?:\+|or more)?$")
+
+
+class Row(dict[str, str]):
+    """A row's cells by column; `where` names its file and line."""
+
+    where: str
+
+    def without(self, columns: Container[str]) -> dict[str, str]:
+        """The cells of all named columns that are not among `columns`."""
+        return {column: text for column, text in self.items() if column and column not in columns}
+
+    def numbers(self, *columns: str) -> tuple[float, ...]:
+        """The numbers in these columns; raises DataError for a cell that holds none."""
+        try:
+            numbers = tuple(float(self[column]) for column in columns)
+        except ValueError:
+            numbers = (math.nan,)
+        if not all(map(math.isfinite, numbers)):
+            found = ", ".join(f"{column} {self[column]!r}" for column in columns)
+            raise DataError(f"{self.where}: needs numbers, found {found}")
+        return numbers
+
+
+def files_below(root: Path) -> frozenset[str]:
+    """Paths of all files below `root`, with "/", hidden ones apart."""
+    found = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        prefix = "" if below == "." else f"{below}/"
+        found |= {prefix + name for name in names if not name.startswith(".")}
+    return frozenset(found)
+
+
+def relative(path: str, root: Path) -> str:
+    """A path of a table as a path below `root`; raises DataError if it leads out of it."""
+    pure = PurePosixPath(path.strip().replace("\\", "/"))
+    if pure.is_absolute() or ".." in pure.parts or re.match(r"^[A-Za-z]:", str(pure)):
+        raise DataError(f"{root}: a table names {path!r}, which leads out of the folder")
+    return str(pure)
+
+
+def table_rows(path: Path, name: str, columns: tuple[str, ...]) -> Iterator[Row]:
+    """The rows of a CSV file that are not blank; `name` is used in errors.
+
+    Raises DataError if the file is no CSV file in UTF-8, lacks one of `columns`, or has a row too short for them.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream)
+            header = [column.strip() for column in next(reader, [])]
+            lacking = [column for column in columns if column not in header]
+            if lacking:
+                raise DataError(f"{name}: has no column {', '.join(lacking)}; found {', '.join(header) or 'nothing'}")
+            needed = max((header.index(column) for column in columns), default=0) + 1
+            for cells in reader:
+                if not any(cells):
+                    continue
+                where = f"{name} line {reader.line_num}"
+                if len(cells) < needed:
+                    raise DataError(f"{where}: {len(cells)} cells; at least {needed} are needed")
+                row = Row(zip(header, (cell.strip() for cell in cells), strict=False))
+                row.where = where
+                yield row
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{name}: cannot be read as a CSV file in UTF-8 ({error})") from None
+
+
+def parse_sex(text: str) -> str:
+    """M, F or UNKNOWN."""
+    return _SEX.get(text.strip().lower(), "UNKNOWN")
+
+
+def parse_years(text: str) -> float:
+    """Years from "58", "058Y", "58.0", "45yrs", "16month", "64days", ">90" or "85 or more"; -1 for other texts."""
+    text = text.strip().lower()
+    bound = _BOUND.match(text)
+    if bound:
+        return parse_age(bound[1])
+    return parse_age(re.sub(r"(yrs?|years?|months?|days?|weeks?)\.?$", lambda match: match[0][0], text))
