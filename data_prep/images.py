@@ -9,6 +9,7 @@ files is in data_prep/README.md. Pure functions: the same bytes in give the same
 import dataclasses
 import io
 import math
+import struct
 import warnings
 
 import numpy as np
@@ -23,6 +24,8 @@ DETECTOR_BITS = (8, 10, 12, 14, 16)
 MAX_PIXELS = 100_000_000  # four times the largest detectors; more is a forged or broken header
 MASK_THRESHOLD = 128
 _EXIF_ORIENTATION = 0x0112
+_LFS_START = b"version https://git-lfs.github.com/spec/"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +63,31 @@ def store_image(data: bytes, name: str, settings: ImageSettings) -> StoredImage:
     image, upright = _decode(data, name)
     is_grey_jpeg = image.format == "JPEG" and image.mode == "L" and upright
     grey = to_grey8(image, name) if upright else to_grey8(ImageOps.exif_transpose(image), name)
+    _check_picture(grey, name, settings)
+    width, height = grey.size
+    if is_grey_jpeg and max(width, height) <= settings.canvas:
+        return StoredImage(data, height, width, height, width)
+    return _fit_and_encode(grey, settings)
+
+
+def store_grey(grey: Image.Image, name: str, settings: ImageSettings) -> StoredImage:
+    """Stores a decoded upright mode "L" image; raises DataError as `store_image` does for what shows nothing."""
+    _check_picture(grey, name, settings)
+    return _fit_and_encode(grey, settings)
+
+
+def _check_picture(grey: Image.Image, name: str, settings: ImageSettings) -> None:
     width, height = grey.size
     if min(width, height) < settings.min_side:
         raise DataError(f"{name}: is {width}x{height} pixels; the shorter side must be at least {settings.min_side}")
     low, high = grey.getextrema()
     if low == high:
         raise DataError(f"{name}: every pixel is {low}, so it shows nothing")
-    if is_grey_jpeg and max(width, height) <= settings.canvas:
-        return StoredImage(data, height, width, height, width)
-    stored = grey.resize(fit_size(width, height, settings.canvas), Image.Resampling.LANCZOS)
-    jpeg = encode_jpeg(stored, settings.quality)
-    return StoredImage(jpeg, stored.height, stored.width, height, width)
+
+
+def _fit_and_encode(grey: Image.Image, settings: ImageSettings) -> StoredImage:
+    stored = grey.resize(fit_size(*grey.size, settings.canvas), Image.Resampling.LANCZOS)
+    return StoredImage(encode_jpeg(stored, settings.quality), stored.height, stored.width, grey.height, grey.width)
 
 
 def store_mask(data: bytes, name: str, image: StoredImage) -> bytes:
@@ -123,13 +140,33 @@ def _decode(data: bytes, name: str) -> tuple[Image.Image, bool]:
     except DataError:
         raise
     except Image.UnidentifiedImageError:
-        raise DataError(f"{name}: is no image; legal formats: {', '.join(FORMATS)}") from None
+        raise DataError(f"{name}: {_why_no_image(data)}") from None
     except Image.DecompressionBombError:
-        raise DataError(f"{name}: declares more than {MAX_PIXELS} pixels") from None
+        raise DataError(f"{name}: declares far more pixels than the {MAX_PIXELS} that are legal") from None
     # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
         raise DataError(f"{name}: is damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
     return image, upright
+
+
+def git_lfs_pointer(data: bytes) -> str:
+    """What to do about a file that is a Git LFS pointer; "" for any other file."""
+    return "is a Git LFS pointer: fetch the file itself (git lfs pull)" if data.startswith(_LFS_START) else ""
+
+
+def _why_no_image(data: bytes) -> str:
+    """What a file without a picture is instead, from its first bytes."""
+    start = data[:256].lstrip().lower()
+    if pointer := git_lfs_pointer(data):
+        return pointer
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, so its download failed; fetch the file itself"
+    if data[128:132] == b"DICM":
+        return "is a DICOM file; --reader=dicom_folder reads those"
+    if data.startswith(_PNG_START):
+        width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
+        return f"is a PNG of {width}x{height} pixels with no readable picture"
+    return f"is no image; legal formats: {', '.join(FORMATS)}"
 
 
 def to_grey8(image: Image.Image, name: str) -> Image.Image:

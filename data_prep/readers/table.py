@@ -106,7 +106,7 @@ def read_table(
                 split=text["split"],
                 source=text["source"],
                 view=parse_view(text["view"]),
-                sex=_SEX.get(text["sex"].lower(), "UNKNOWN"),
+                sex=parse_sex(text["sex"]),
                 age_years=age,
                 mask=text["mask"],
                 labels=tuple(_parse_label(cells[at], header[at], where) for at in label_positions),
@@ -147,6 +147,11 @@ def parse_view(text: str) -> str:
     if word.startswith(("AP", "PA")):
         return word[:2]
     return "LATERAL" if word in ("L", "LL", "RL", "LAT") or "LATERAL" in word else "UNKNOWN"
+
+
+def parse_sex(text: str) -> str:
+    """M, F or UNKNOWN from a letter or a word."""
+    return _SEX.get(text.strip().lower(), "UNKNOWN")
 
 
 def parse_age(text: str) -> float:

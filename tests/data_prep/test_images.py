@@ -1,6 +1,5 @@
-"""Image conversion: every quirk and every broken file of the shared data, and the pass-through of grey JPEGs."""
+"""Image conversion: the pass-through of grey JPEGs, sizes, depths, masks. Real odd files: test_shared_files.py."""
 
-import csv
 import io
 
 import numpy as np
@@ -12,8 +11,6 @@ from cxr_jax.data.records import DataError
 from data_prep.images import ImageSettings, fit_size, store_image, store_mask
 
 SETTINGS = ImageSettings(canvas=576, quality=100)
-# Files on which the shared data leaves the policy to the reader, and which ours refuses.
-REFUSED_QUIRKS = ("all_black.png", "all_white.png", "one_pixel.png")
 
 
 def decoded(data: bytes) -> np.ndarray:
@@ -26,41 +23,20 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_quirks_give_the_reference_picture(shared_data):
-    reference = decoded((shared_data / "quirks/reference.png").read_bytes())
-    with (shared_data / "quirks/manifest.csv").open(newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["file"] not in REFUSED_QUIRKS]
-    assert len(rows) > 20
-    for row in rows:
-        stored = store_image((shared_data / "quirks" / row["file"]).read_bytes(), row["file"], SETTINGS)
-        pixels = decoded(stored.jpeg)
-        assert pixels.shape == (stored.height, stored.width)
-        if row["file"] == "inverted.jpg":
-            pixels = 255 - pixels
-        elif row["file"] == "rgba_transparent_top.png":
-            assert pixels[:18].max() <= 6, "transparent pixels are laid on black"
-            pixels[:24] = reference[:24]
-        elif row["file"] == "letterboxed.png":
-            assert pixels[:, :126].max() <= 4
-            pixels = pixels[:, 128:-128]
-        if row["reference"]:
-            # Ours adds one encoding at quality 100 to the difference that the manifest allows.
-            assert np.abs(pixels - reference).max() <= float(row["max_abs_diff"]) + 4, row["file"]
-
-
-@pytest.mark.parametrize("name", REFUSED_QUIRKS)
-def test_pictures_of_nothing_are_refused(shared_data, name):
-    with pytest.raises(DataError, match=name):
-        store_image((shared_data / "quirks" / name).read_bytes(), name, SETTINGS)
-
-
-def test_every_broken_file_is_refused_in_one_line(shared_data):
-    files = [file for file in sorted((shared_data / "broken").iterdir()) if file.suffix != ".csv"]
-    assert len(files) == 20
-    for file in files:
-        with pytest.raises(DataError) as caught:
-            store_image(file.read_bytes(), file.name, SETTINGS)
-        assert str(caught.value).startswith(file.name) and "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer: fetch the file"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (bytes(128) + b"DICM" + bytes(200), "--reader=dicom_folder"),
+        (b"file", "legal formats: JPEG, PNG"),
+    ],
+)
+def test_files_without_a_picture_are_called_what_they_are(data, message):
+    with pytest.raises(DataError) as caught:
+        store_image(data, "a.png", SETTINGS)
+    assert str(caught.value).startswith("a.png: ") and message in str(caught.value)
 
 
 def test_a_grey_jpeg_that_fits_passes_through_byte_for_byte():
