@@ -11,8 +11,8 @@ from typing import Any
 from cxr_jax.data.records import Record
 
 READERS = (
-    "folder", "medmnist", "phantom", "brax", "chexpert", "jsrt", "mimic_cxr", "montgomery", "nih_chestxray14",
-    "padchest", "rsna_pneumonia", "shenzhen", "tbx11k", "vindr_cxr",
+    "folder", "dicom_folder", "medmnist", "phantom", "brax", "chexpert", "jsrt", "mimic_cxr", "montgomery",
+    "nih_chestxray14", "padchest", "rsna_pneumonia", "shenzhen", "tbx11k", "vindr_cxr",
 )  # fmt: skip
 
 
