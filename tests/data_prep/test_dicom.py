@@ -24,6 +24,9 @@ from data_prep.dicom_header import name_words, read_header
 from data_prep.images import ImageSettings
 from data_prep.readers import FlagError
 
+# pytest lays its own warning filters over those that `dicom_file` sets for a process.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+
 PICTURE = smooth()
 
 

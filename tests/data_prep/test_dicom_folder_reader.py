@@ -17,6 +17,10 @@ from data_prep.images import ImageSettings
 from data_prep.readers import dicom_folder
 
 
+# pytest lays its own warning filters over those that `dicom_file` sets for a process.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+
+
 def open_folder(folder, *flags: str):
     args = build.parse_flags(["--reader=dicom_folder", f"--input={folder}", "--output=unused", *flags])
     return dicom_folder.open_source(args, ImageSettings(canvas=args.canvas))
