@@ -16,7 +16,6 @@ from data_prep.identity import hash_id, holds
 from data_prep.images import ImageSettings
 from data_prep.readers import dicom_folder
 
-
 # pytest lays its own warning filters over those that `dicom_file` sets for a process.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
