@@ -31,7 +31,7 @@ class DicomHeader:
       view, sex, age_years: in the contract's words.
       patient_id, study_uid: as written; they identify a person.
       private_words: parts of the patient's name, in lower case; never to be written anywhere.
-      is_image: whether it has rows and columns.
+      is_image: whether it says a size.
       is_directory: whether it is a DICOMDIR.
     """
 
@@ -60,7 +60,7 @@ def read_header(file: bytes | BinaryIO, name: str) -> DicomHeader:
             patient_id=_text(dataset, "PatientID"),
             study_uid=_text(dataset, "StudyInstanceUID"),
             private_words=name_words(_text(dataset, "PatientName")),
-            is_image="Rows" in dataset and "Columns" in dataset,
+            is_image="Rows" in dataset or "Columns" in dataset,
             is_directory=_text(dataset, "SOPClassUID") == _MEDIA_DIRECTORY,
         )
     # Values that cannot be decoded; the texts of these errors quote them.

@@ -117,7 +117,7 @@ def _headers(root: Path, files: Sequence[str], table: Path | None, notes: list[s
         found = dict(zip(files, pool.map(functools.partial(_header, root), files), strict=True))
     others = sum(header is None for header in found.values())
     if others:
-        notes.append(f"{others} files are no DICOM files; they are left out")
+        notes.append(f"{others} files are not DICOM; they are left out")
     return {file: header for file, header in found.items() if header is not None}
 
 
@@ -204,7 +204,8 @@ def _sample(
 
 def _why_not(header: DicomHeader, view: str, args: argparse.Namespace) -> str:
     """Why a file is left out, "" if it is not."""
-    if not header.is_image:
+    # A radiograph without rows is a broken file, which `store_dicom` refuses; a report is none.
+    if not header.is_image and header.modality and header.modality not in (args.modalities or MODALITIES):
         return f"are no images ({_shown(header.modality, header)})"
     if args.modalities and (header.modality or UNSET) not in args.modalities:
         return f"have the modality {_shown(header.modality, header)} (--modalities)"

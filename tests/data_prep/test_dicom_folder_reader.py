@@ -78,7 +78,7 @@ def test_other_files_and_suffixes(tmp_path):
     (folder / ".hidden.dcm").write_bytes(b"x")
     source = open_folder(folder)
     assert [sample.key for sample in source.samples] == ["IM-0001", "scan.img"]
-    assert any(note.startswith("2 files are no DICOM") for note in source.notes)
+    assert any(note.startswith("2 files are not DICOM") for note in source.notes)
     (folder / "broken.dcm").write_bytes(b"not dicom")
     source = open_folder(folder)
     with pytest.raises(DataError, match=r"^broken\.dcm: is no DICOM file"):
@@ -103,6 +103,13 @@ def test_filters_say_what_they_leave_out(tmp_path):
         "left out 1 that show ANKLE (--body_parts)",
     }
     assert len(open_folder(folder, "--modalities=", "--body_parts=").samples) == 6
+    sizeless = dicom(smooth())
+    del sizeless.Rows, sizeless.Columns
+    (folder / "007.dcm").write_bytes(written(sizeless))
+    source = open_folder(folder)
+    with pytest.raises(DataError, match=r"^007\.dcm: has no Rows"):
+        source.make_record(source.samples[-1])
+    (folder / "007.dcm").unlink()
     assert [sample.key for sample in open_folder(folder, "--modalities=CT").samples] == ["001.dcm"]
     with pytest.raises(DataError, match=r"holds no DICOM image to take; .*have the modality CR"):
         open_folder(folder, "--modalities=MG")
