@@ -192,7 +192,7 @@ def test_ages_as_publishers_write_them(text):
 @pytest.mark.parametrize(("policy", "value"), [("unknown", -1), ("positive", 1), ("negative", 0)])
 def test_labels_from_cells_and_votes(policy, value):
     labels = Labels("chexpert", policy)
-    cells = {"Edema": "-1.0", "Fracture": "0", "Lung Opacity": "0.0", "Airspace Opacity": "1", "New": "1", "Mass": ""}
+    cells = {"Edema": "-1.0", "Fracture": "0", "Airspace Opacity": "1", "Lung Opacity": "0.0", "New": "1", "Mass": ""}
     made = dict(zip(labels.classes, labels.from_cells(cells, "row 2"), strict=True))
     assert made["Edema"] == value and made["Fracture"] == 0 and made["Lung Opacity"] == 1
     assert made["Pneumonia"] == -1 and labels.unmapped == {"New": 1, "Mass": 1}
