@@ -13,11 +13,12 @@ import argparse
 import re
 
 import numpy as np
+from PIL import Image
 
 from cxr_jax.data.records import NEGATIVE, POSITIVE, Box, DataError
-from data_prep.images import SUFFIXES, ImageSettings, StoredImage
+from data_prep.images import SUFFIXES, ImageSettings, StoredImage, store_grey
 from data_prep.readers import Source
-from data_prep.readers.published_record import store_file, store_pixels
+from data_prep.readers.published_record import store_file
 from data_prep.readers.publisher import Listing, PublishedSample
 from data_prep.readers.publisher import add_flags as add_published_flags
 
@@ -73,7 +74,7 @@ def store(data: bytes, sample: PublishedSample, images: ImageSettings) -> Stored
     values = np.frombuffer(data, ">u2").reshape(SIDE_PX, SIDE_PX)
     if values.max() > MAX_VALUE:
         raise DataError(f"{sample.file}: holds the value {values.max()}; 12 bits, big-endian, end at {MAX_VALUE}")
-    return store_pixels(((MAX_VALUE - values) >> 4).astype(np.uint8), sample, images)
+    return store_grey(Image.fromarray(((MAX_VALUE - values) >> 4).astype(np.uint8)), sample.file, images)
 
 
 def _box(cells: list[str], name: str) -> tuple[Box, ...]:

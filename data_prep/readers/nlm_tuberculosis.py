@@ -46,10 +46,10 @@ def add_images(listing: Listing, prefix: str, masks_of: Callable[[str], Iterable
 
 
 def parse_reading(text: str) -> tuple[str, str, str]:
-    """Sex, age and the reading itself; "" for what is not there."""
+    """Sex (M, F), age as written, and the reading itself; "" for what is not there."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     heads = [line for line in lines if re.match(r"patient'?s (sex|age)", line, re.IGNORECASE)] or lines[:1]
     head = " ".join(re.sub(r"patient'?s (sex|age):", "", line, flags=re.IGNORECASE) for line in heads)
     sex, age = _SEX.search(head), _AGE.search(head)
     reading = " ".join(line for line in lines if line not in heads)
-    return sex[1] if sex else "", "".join(part or "" for part in age.groups()) if age else "", reading
+    return sex[1][0].upper() if sex else "", "".join(part or "" for part in age.groups()) if age else "", reading

@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from cxr_jax.data.records import Box, DataError, Record
-from data_prep.images import MAX_PIXELS, ImageSettings, StoredImage, encode_mask, store_image, to_grey8
+from cxr_jax.data.records import UNKNOWN_AGE, Box, DataError, Record
+from data_prep.dicom import store_dicom
+from data_prep.dicom_header import read_header
+from data_prep.images import MAX_PIXELS, ImageSettings, StoredImage, encode_mask, store_grey, store_image, to_grey8
+from data_prep.readers.listing import read_file
 
 if typing.TYPE_CHECKING:
     from data_prep.readers.publisher import PublishedSample
@@ -27,7 +30,14 @@ Store = Callable[[bytes, "PublishedSample", ImageSettings], StoredImage]
 
 def make_record(sample: "PublishedSample", root: Path, images: ImageSettings, source: str, store: Store) -> Record:
     """Reads and stores one image with its masks and boxes; raises DataError naming the file that is at fault."""
-    image = store(_read(root, sample.file), sample, images)
+    data = read_file(root, sample.file)
+    image = store(data, sample, images)
+    view, sex, age_years = sample.view, sample.sex, sample.age_years
+    if sample.file.lower().endswith(DICOM_SUFFIXES):
+        header = read_header(data, sample.file)
+        view = header.view if view == "UNKNOWN" else view
+        sex = header.sex if sex == "UNKNOWN" else sex
+        age_years = header.age_years if age_years == UNKNOWN_AGE else age_years
     return Record(
         image=image.jpeg,
         height=image.height,
@@ -36,11 +46,11 @@ def make_record(sample: "PublishedSample", root: Path, images: ImageSettings, so
         patient_id=sample.patient_id,
         study_id=sample.study_id,
         source=source,
-        view=sample.view,
-        sex=sample.sex,
-        age_years=sample.age_years,
+        view=view,
+        sex=sex,
+        age_years=age_years,
         labels=sample.labels,
-        mask=_united([(_read(root, mask), mask) for mask in sample.masks], image) if sample.masks else b"",
+        mask=_united([(read_file(root, mask), mask) for mask in sample.masks], image) if sample.masks else b"",
         boxes=tuple(_scaled(box, sample, image) for box in sample.boxes),
     )
 
@@ -48,21 +58,12 @@ def make_record(sample: "PublishedSample", root: Path, images: ImageSettings, so
 def store_file(data: bytes, sample: "PublishedSample", images: ImageSettings) -> StoredImage:
     """Stores a DICOM or image file by its ending."""
     if sample.file.lower().endswith(DICOM_SUFFIXES):
-        from data_prep.dicom import store_dicom  # pydicom is an extra; only collections in DICOM need it
-
         return store_dicom(data, sample.file, images)
+    stored = store_image(data, sample.file, images)
     if not sample.invert:
-        return store_image(data, sample.file, images)
-    store_image(data, sample.file, images)  # refuses what is damaged
-    grey = to_grey8(Image.open(io.BytesIO(data)), sample.file)
-    return store_pixels(255 - np.asarray(grey), sample, images)
-
-
-def store_pixels(pixels: np.ndarray, sample: "PublishedSample", images: ImageSettings) -> StoredImage:
-    """Stores grey pixels uint8 [h, w]."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "BMP")
-    return store_image(buffer.getvalue(), sample.file, images)
+        return stored
+    # What `store_image` took can be read; the negative is made of its full size.
+    return store_grey(ImageOps.invert(to_grey8(Image.open(io.BytesIO(data)), sample.file)), sample.file, images)
 
 
 def _scaled(box: Box, sample: "PublishedSample", image: StoredImage) -> Box:
@@ -106,10 +107,3 @@ def _united(masks: list[tuple[bytes, str]], image: StoredImage) -> bytes:
         binary = Image.fromarray(np.where(pixels > pixels.max() / 2, 255, 0).astype(np.uint8))
         united |= np.asarray(binary.resize((image.width, image.height), Image.Resampling.BILINEAR)) >= 128
     return encode_mask(united)
-
-
-def _read(root: Path, file: str) -> bytes:
-    try:
-        return (root / file).read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from None

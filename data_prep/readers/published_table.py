@@ -1,14 +1,13 @@
-"""What the readers of published collections read before any image: the files of a folder, and tables.
+"""What the readers of published collections read before any image: tables.
 
-In: a folder, a CSV file (also .csv.gz), and texts of its cells. Out: paths below the folder, rows by column, sex and
-age in the contract's words. Cells and column names lose surrounding spaces; rows may be longer than the header, as
-the NIH's are, never shorter than the columns that are needed.
+In: a CSV file (also .csv.gz), and texts of its cells. Out: rows by column, paths below the folder, ages in years. Cells
+and column names lose surrounding spaces; rows may be longer than the header, as the NIH's are, never shorter than the
+columns that are needed.
 """
 
 import csv
 import gzip
 import math
-import os
 import re
 import zlib
 from collections.abc import Container, Iterator
@@ -19,7 +18,6 @@ from data_prep.readers.table import parse_age
 
 # Reports in cells run to thousands of characters; a cell beyond this is no table's.
 csv.field_size_limit(1_000_000)
-_SEX = {"m": "M", "male": "M", "f": "F", "female": "F", "femal": "F"}
 # A bound stands for itself: ">90", "90+", "85 or more".
 _BOUND = re.compile(r"^>?=?\s*(\d+(?:\.\d+)?)\s*(?:\+|or more)?$")
 
@@ -43,17 +41,6 @@ class Row(dict[str, str]):
             found = ", ".join(f"{column} {self[column]!r}" for column in columns)
             raise DataError(f"{self.where}: needs numbers, found {found}")
         return numbers
-
-
-def files_below(root: Path) -> frozenset[str]:
-    """Paths of all files below `root`, with "/", hidden ones apart."""
-    found = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if below == "." else f"{below}/"
-        found |= {prefix + name for name in names if not name.startswith(".")}
-    return frozenset(found)
 
 
 def relative(path: str, root: Path) -> str:
@@ -89,11 +76,6 @@ def table_rows(path: Path, name: str, columns: tuple[str, ...]) -> Iterator[Row]
                 yield row
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{name}: cannot be read as a CSV file in UTF-8 ({error})") from None
-
-
-def parse_sex(text: str) -> str:
-    """M, F or UNKNOWN."""
-    return _SEX.get(text.strip().lower(), "UNKNOWN")
 
 
 def parse_years(text: str) -> float:

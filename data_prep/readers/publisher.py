@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cxr_jax.data.records import UNKNOWN_AGE, Box, DataError
+from data_prep.dicom_file import pydicom
 from data_prep.images import SUFFIXES, ImageSettings
-from data_prep.readers import Sample, Source
+from data_prep.readers import Sample, Source, listing
 from data_prep.readers.labels import UNCERTAIN, Labels
-from data_prep.readers.published_record import make_record, store_file
-from data_prep.readers.published_table import Row, files_below, parse_sex, parse_years, relative, table_rows
-from data_prep.readers.table import parse_view
+from data_prep.readers.published_record import DICOM_SUFFIXES, make_record, store_file
+from data_prep.readers.published_table import Row, parse_years, relative, table_rows
+from data_prep.readers.table import parse_sex, parse_view
 from data_prep.splits import draw_split
 
 TRAIN_OR_VAL = "train or val"  # the publisher fixes the test set only
@@ -31,7 +32,7 @@ class PublishedSample(Sample):
     """One image: `file` is its path below the folder. `masks` are united; `boxes` are in pixels of `frame`.
 
     `frame` is the (width, height) that the publisher's boxes refer to; None means the upright image file's own.
-    `invert` asks for the negative. Texts that the tables lack are "" or UNKNOWN.
+    `invert` asks for the negative. Texts that the tables lack are "" or UNKNOWN; of a DICOM file the header tells.
     """
 
     file: str
@@ -52,6 +53,7 @@ def add_flags(parser: argparse.ArgumentParser, *, uncertain: bool = False, split
     parser.add_argument(
         "--on_missing", choices=("stop", "skip"), default="stop", help="what rows without an image file do"
     )
+    parser.add_argument("--follow_links", action="store_true", help="follow symbolic links that leave the input folder")
     if uncertain:
         parser.add_argument(
             "--uncertain", choices=tuple(UNCERTAIN), default="unknown", help="what an uncertain mark becomes"
@@ -81,10 +83,8 @@ class Listing:
         self, args: argparse.Namespace, source: str, *, vocabulary: str = "", suffixes: tuple[str, ...] = SUFFIXES
     ):
         self.root: Path = args.input
-        if not self.root.is_dir():
-            raise DataError(f"{self.root}: no such folder (--input)")
         self._args, self._source = args, source
-        self.files = files_below(self.root)
+        self.files = frozenset(listing.files_below(self.root, args.follow_links, lambda name: True))
         self.images = frozenset(file for file in self.files if file.lower().endswith(suffixes))
         self.uncertain = getattr(args, "uncertain", "unknown")
         self.labels = Labels(vocabulary or source, self.uncertain)
@@ -205,6 +205,8 @@ class Listing:
     def finish(self, images: ImageSettings, store=store_file, notes: Iterable[str] = ()) -> Source:
         """The source of all that was added; raises DataError for no image, missing ones, or patients in two splits."""
         samples = [self._samples[file] for file in sorted(self._samples)]
+        if any(file.lower().endswith(DICOM_SUFFIXES) for file in self._samples):
+            pydicom()  # a missing package is told before the first file is
         self._tell_missing(len(samples))
         if not samples:
             raise DataError(f"{self.root}: holds no image that its tables name; is this the folder of {self._source}?")

@@ -1,14 +1,18 @@
 """Collections annotated by radiologists or laboratories, with boxes and masks, built from imitations."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from publishers import jsrt, nlm_tuberculosis, rsna_pneumonia, tbx11k, vindr_cxr
 from publishers.opening import boxes, built, command, known
+from publishers.paint import write
+from tiny_dicom import dicom, smooth, written
 from tiny_folder import one_error_line
 
+from data_prep import dicom_file
 from data_prep.readers.nlm_tuberculosis import parse_reading
 from data_prep.vocabulary import classes_of
 
@@ -39,6 +43,20 @@ def test_vindr_takes_majorities_and_calls_minorities_uncertain(tmp_path, capsys,
     assert test["split"] == "test" and positive(test) == {"Pleural Effusion", "Other Disease"}
     assert {healthy["split"], nodule["split"]} <= {"train", "val"} and nodule["view"] == "PA"
     assert "each image counts as a patient" in capsys.readouterr().out
+
+
+def test_vindr_in_dicom_has_sex_and_age_in_its_headers(tmp_path, capfd):
+    pictures = []
+    for suffix in (".png", ".dicom"):
+        vindr_cxr.imitate(tmp_path / suffix, suffix)
+        found = built("vindr_cxr", tmp_path / suffix, tmp_path / f"out{suffix}")[1]
+        record = found[f"train/9a5b{suffix}"]
+        assert boxes(record)[0] == ("Nodule or Mass", 8.0, 10.0, 8.5, 20.0)
+        pictures.append(np.asarray(Image.open(io.BytesIO(record["image"]))).astype(int))
+    assert (record["sex"], record["age_years"], record["view"]) == ("M", 61, "PA")
+    assert np.abs(pictures[0] - pictures[1]).max() <= 12  # MONOCHROME1 was turned; the rest is JPEG
+    files = b"".join(file.read_bytes() for file in (tmp_path / "out.dicom").iterdir())
+    assert b"NGUYEN" not in files.upper() and "NGUYEN" not in "".join(capfd.readouterr()).upper()
 
 
 def test_vindrs_challenge_has_one_table_and_reduced_images(tmp_path):
@@ -85,10 +103,33 @@ def test_rsna_patients_are_the_nihs_where_the_mapping_is_there(tmp_path, capsys)
     assert "may fall" not in capsys.readouterr().out
 
 
+def test_rsna_in_dicom_has_the_view_in_its_headers(tmp_path):
+    def write_dicom(root, folder, name, seed):
+        tags = {"ViewPosition": "AP", "PatientSex": "F", "PatientAge": "51", "PatientID": name, "PatientName": name}
+        write(root, f"{folder}/{name}.dcm", written(dicom(smooth(seed, 64, 64), **tags)))
+
+    rsna_pneumonia.imitate(tmp_path / "in", write_dicom)
+    _, found = built("rsna_pneumonia", tmp_path / "in", tmp_path / "out")
+    record = found["stage_2_train_images/00436515.dcm"]
+    assert (record["view"], record["sex"], record["age_years"]) == ("AP", "F", 51)
+    assert boxes(record)[0] == ("Lung Opacity", 16.5, 9.5, 13.3, 23.7) and len(found) == 4
+
+
+def test_dicom_without_pydicom_says_what_to_install(tmp_path, capsys, monkeypatch):
+    vindr_cxr.imitate(tmp_path / "in", ".dicom")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    dicom_file.pydicom.cache_clear()
+    try:
+        assert command("vindr_cxr", tmp_path / "in", tmp_path / "out") == 2
+    finally:
+        dicom_file.pydicom.cache_clear()
+    assert "requirements-dicom.txt" in one_error_line(capsys.readouterr().err)
+
+
 READINGS = {
-    "male 45yrs\nnormal\n": ("male", "45yrs", "normal"),
-    "Female, 28yrs\r\nnormale\r\n": ("Female", "28yrs", "normale"),
-    "femal 16month\n\nbilateral PTB\n": ("femal", "16month", "bilateral PTB"),
+    "male 45yrs\nnormal\n": ("M", "45yrs", "normal"),
+    "Female, 28yrs\r\nnormale\r\n": ("F", "28yrs", "normale"),
+    "femal 16month\n\nbilateral PTB\n": ("F", "16month", "bilateral PTB"),
     "Patient's Sex: M \nPatient's Age: 040Y\nimproved\naeration": ("M", "040Y", "improved aeration"),
     "\n": ("", "", ""),
 }

@@ -74,6 +74,14 @@ def test_no_row_leads_out_of_the_folder(tmp_path, capsys, path):
     assert "which leads out of the folder" in fails(capsys, "chexpert", tmp_path / "in")
 
 
+def test_links_that_leave_the_folder_need_a_flag(tmp_path, capsys):
+    chexpert.imitate(tmp_path / "in")
+    (tmp_path / "in/train").rename(tmp_path / "elsewhere")
+    (tmp_path / "in/train").symlink_to(tmp_path / "elsewhere")
+    assert "--follow_links" in fails(capsys, "chexpert", tmp_path / "in")
+    assert len(built("chexpert", tmp_path / "in", tmp_path / "out", "--follow_links")[1]) == 5
+
+
 def test_repeated_rows_are_dropped_if_they_say_the_same(tmp_path, capsys):
     chexpert.imitate(tmp_path / "in")
     table = tmp_path / "in/train.csv"

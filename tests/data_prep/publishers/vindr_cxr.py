@@ -1,6 +1,7 @@
-"""VinDr-CXR as PNG copies: PhysioNet's tables with three radiologists an image, and the challenge's single table."""
+"""VinDr-CXR, as DICOM or PNG copies: PhysioNet's tables of three radiologists, the challenge's single one."""
 
 from publishers.paint import pixels, png, write, write_table
+from tiny_dicom import dicom, written
 
 LABELS = (
     "Aortic enlargement,Atelectasis,Calcification,Cardiomegaly,Clavicle fracture,Consolidation,Edema,Emphysema,"
@@ -17,13 +18,19 @@ def row(image, *positive, reader=(), kind="diseases"):
 
 
 def image(root, file, seed):
-    write(root, file, png(pixels(seed, height=100, width=80)))
+    """A PNG, or a DICOM file of the same picture as a negative, by the file's ending."""
+    picture = pixels(seed, height=100, width=80)
+    if file.endswith(".png"):
+        write(root, file, png(picture))
+        return
+    tags = {"PatientName": "NGUYEN^THI", "PatientSex": "M", "PatientAge": "061Y", "ViewPosition": None}
+    write(root, file, written(dicom(255 - picture, PhotometricInterpretation="MONOCHROME1", **tags)))
 
 
-def imitate(root):
+def imitate(root, suffix=".png"):
     """50a4 is healthy to all; 9a5b has a nodule to two of three and a consolidation to one; b3c1 is of the test set."""
-    for seed, file in enumerate(("train/50a4.png", "train/9a5b.png", "test/b3c1.png")):
-        image(root, file, seed)
+    for seed, file in enumerate(("train/50a4", "train/9a5b", "test/b3c1")):
+        image(root, file + suffix, seed)
     train = [row("50a4", "No finding", reader=(reader,)) for reader in ("R1", "R2", "R3")]
     train += [
         row("9a5b", "Nodule/Mass", "Consolidation", reader=("R8",)),
