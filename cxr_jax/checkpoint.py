@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from cxr_jax.config import ConfigError
-from cxr_jax.data.records import DataError
+from cxr_jax.data.records import MANIFEST_NAME, DataError
 from cxr_jax.sharding import path_name
 from cxr_jax.state import TrainState
 
@@ -42,6 +42,11 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints, rising; waits for a save under way."""
+        self.wait()
+        return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Start saving; returns once the arrays are copied, bytes are written behind."""
@@ -135,10 +140,25 @@ def find_step(run_dir: str | Path, step: int | None = None) -> Path:
     """The folder of a run's checkpoint, the newest by default. Raises ConfigError when there is none."""
     folder, steps = Path(run_dir).absolute() / FOLDER, steps_of(run_dir)
     if not steps:
-        raise ConfigError(f"{run_dir}: holds no checkpoints; expected a run directory with {FOLDER}/<step>")
+        raise ConfigError(f"{run_dir}: {_why_no_run(Path(run_dir).absolute())}")
     if step is not None and step not in steps:
         raise ConfigError(f"{run_dir}: has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
     return folder / str(steps[-1] if step is None else step)
+
+
+def _why_no_run(path: Path) -> str:
+    """What a folder without checkpoints is instead."""
+    if not path.exists():
+        return "no such folder; name a run directory"
+    if (path / MANIFEST_NAME).is_file():
+        return "is a dataset; name a run directory"
+    if path.parent.name == FOLDER:
+        return (
+            f"is one checkpoint; name its run directory, {path.parent.parent}, and the step {path.name} by its own key"
+        )
+    if path.name == FOLDER:
+        return f"is the checkpoints of a run; name its run directory, {path.parent}"
+    return f"holds no checkpoints; expected a run directory with {FOLDER}/<step>"
 
 
 def _handlers(arrays: Callable) -> dict[str, Any]:

@@ -6,6 +6,7 @@ for the entry file, named arguments for everything else, `run.json`.
 Exit codes: 0 done, 2 bad configuration or flags, 3 bad data, 1 anything else.
 """
 
+import contextlib
 import difflib
 import fcntl
 import inspect
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,15 @@ def call(function: Callable, prefix: str, kwargs: dict[str, Any], **given) -> An
         # Some messages name their key themselves.
         text = str(error)
         raise ConfigError(f"config.{text}" if text.startswith(f"{prefix}.") else f"config.{prefix}: {text}") from error
+
+
+@contextlib.contextmanager
+def naming(section: str) -> Iterator[None]:
+    """Let a DataError say which config section asked for the data."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"config.{section}: {error}") from None
 
 
 def require(condition: bool, message: str) -> None:

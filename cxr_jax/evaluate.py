@@ -21,11 +21,11 @@ from ml_collections import ConfigDict
 
 from cxr_jax import checkpoint
 from cxr_jax import config as door
-from cxr_jax.config import call, require
+from cxr_jax.config import RunError, call, require
 from cxr_jax.data.augment import CropRecipe
 from cxr_jax.data.source import Split
 from cxr_jax.evals import classification, protocols, report
-from cxr_jax.evals.features import Geometry, random_backbone
+from cxr_jax.evals.features import TOKENS, Geometry, random_backbone
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.task import ROLES, Task, open_task, write_predictions
 from cxr_jax.objectives.supervised import Supervised
@@ -117,11 +117,16 @@ def score_columns(config: ConfigDict, meta: dict[str, Any], task: Task) -> dict[
         if config.baselines.random:
             backbones["random network"] = random_backbone(meta["model"], seed=0)
         score, options = {
-            "linear_probe": (protocols.linear_probe_scores, ("blocks", "mean_patch")),
-            "knn": (protocols.knn_scores, ("k",)),
+            "linear_probe": (protocols.linear_probe_scores, ("blocks", "tokens")),
+            "knn": (protocols.knn_scores, ("k", "tokens")),
         }[config.protocol]
         probe = {name: config.probe[name] for name in options}
-        columns = {name: score(task, meta["model"], p, geometry, **probe) for name, p in backbones.items()}
+        columns = {}
+        for name, backbone in backbones.items():
+            try:
+                columns[name] = score(task, meta["model"], backbone, geometry, **probe)
+            except ValueError as error:
+                raise RunError(f"{run}, step {meta['step']}, {name}: its features cannot be scored: {error}") from None
     if config.baselines.floor:
         columns["hand-made features"] = protocols.floor_scores(task, geometry.fit)
     return columns
@@ -182,12 +187,26 @@ def tabulate(task: Task, columns: dict[str, Scores], bootstrap: dict[str, Any]) 
     return table
 
 
+def spoken_auroc(results: dict[str, Any]) -> str:
+    """The mean AUROC and its interval in words, or why there is none."""
+    score, interval = results["auroc_macro"], results["auroc_macro_interval"]
+    if score is None:
+        reasons = {scores["undefined"] for scores in results["per_class"].values()}
+        return f"AUROC undefined: {'; '.join(sorted(reasons))}"
+    return f"AUROC {score:.3f} " + ("(no interval)" if interval is None else "[{:.3f}, {:.3f}]".format(*interval))
+
+
 def main() -> None:
     """Run, protocol -> columns of scores -> results.json, predictions.csv, report.html."""
     config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir)
     require(config.protocol in PROTOCOLS, f"config.protocol={config.protocol!r}: legal are {', '.join(PROTOCOLS)}")
     require(config.network in NETWORKS, f"config.network={config.network!r}: legal are {', '.join(NETWORKS)}")
     require(bool(config.init_from), "config.init_from is empty; name a run directory")
+    require(
+        config.probe.tokens in TOKENS, f"config.probe.tokens={config.probe.tokens!r}: legal are {', '.join(TOKENS)}"
+    )
+    for name in ("k", "blocks"):
+        require(config.probe[name] >= 1, f"config.probe.{name}={config.probe[name]} must be at least 1")
     door.lock_workdir(workdir)
     step = checkpoint_step(config)
     meta = checkpoint.read_meta(config.init_from, step)
@@ -238,9 +257,7 @@ def main() -> None:
     write_predictions(workdir / "predictions.csv", task, {name: scores.test for name, scores in columns.items()})
     classification.write_results(workdir / "results.json", results)
     for column in table:
-        interval = column.results["auroc_macro_interval"]
-        spoken = "no interval" if interval is None else "[{:.3f}, {:.3f}]".format(*interval)
-        print(f"{column.name:24s} AUROC {column.results['auroc_macro'] or float('nan'):.3f} {spoken}")
+        print(f"{column.name:24s} {spoken_auroc(column.results)}")
     print(f"written: {workdir / 'results.json'}, {workdir / 'report.html'}, {workdir / 'predictions.csv'}")
 
 

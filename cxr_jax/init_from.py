@@ -233,7 +233,11 @@ def _place(state, wanted, found: Arrays, source, facts, carried: dict[str, Any] 
     try:
         checkpoint.check_same_tree(shapes, wanted, source)
     except ConfigError as error:
-        raise ConfigError(f"config.init_from={source}: {error}") from None
+        settings = [
+            f"model.{k} {theirs!r} there, {ours!r} here" for k, (theirs, ours) in facts.get("model", {}).items()
+        ]
+        why = f"; settings that differ: {', '.join(settings)}" if settings else ""
+        raise ConfigError(f"config.init_from={source}: {error}{why}") from None
     placed = jax.tree_util.tree_map_with_path(lambda path, old: _to_device(old, found[path_name(path)]), wanted)
     changes = {item: getattr(state, item) | placed[item] for item in ("params", "targets") if item in placed}
     if "opt_state" in placed:

@@ -11,7 +11,7 @@ with their values or null where they have yet to run; so a run killed anywhere i
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -86,24 +86,30 @@ def run(
     """Train from `state.step` to `total_steps`; saves every `save_every_steps` and at the end.
 
     Raises:
-      NumericError: three updates in a row had to be skipped; the last good checkpoint is kept and none is written.
+      NumericError: three updates in a row had to be skipped. Nothing is saved while updates are being skipped.
       CollapseError: `watch` asks to stop; the state is saved.
     """
     clock, owed = Clock(), Owed(evaluations, meta.get("owed", {}))
-    first, terms = int(state.step), []
+    first, terms, due = int(state.step), [], False
 
-    def save(state):
+    def save(state, *, at_the_end=False):
+        """Save unless the newest update was skipped; returns whether the save is still due.
+
+        What makes an update not finite may be in the parameters already, so such a state waits for the next good one.
+        """
         health = jax.device_get(state.health)
-        check_finite(int(state.step) - 1, health, terms)
-        # Skipped updates leave parameters as they were: such a state is good, but whoever reads it should know.
+        check_finite(int(state.step) - 1, health, terms, checkpoints.steps)
+        if health["nonfinite_in_a_row"] and not at_the_end:
+            return True
         told = {"owed": owed.values, "collapse": watch.state(), "skipped_updates": int(health["skipped_updates"])}
         checkpoints.save(state, meta | told)
+        return False
 
     for step in range(first, total_steps):
         owed.add(step, total_steps)
         clock.leave_out(owed.settle(state))
-        if step > first and step % save_every_steps == 0:
-            save(state)
+        if step > first and (due or step % save_every_steps == 0):
+            due = save(state)
         started = time.perf_counter()
         batch = next(batches)
         clock.waited(time.perf_counter() - started, batch_size)
@@ -114,11 +120,11 @@ def run(
             for event in watch.look(step, values):
                 metrics.warn(event)
             metrics.write(step, values, watch.holds)
-            check_finite(step, jax.device_get(state.health), terms)
+            check_finite(step, jax.device_get(state.health), terms, checkpoints.steps)
             reason = watch.check(step)
             if reason:
                 owed.add(step + 1, total_steps)
-                save(state)
+                save(state, at_the_end=True)
                 checkpoints.wait()
                 raise CollapseError(reason)
         elif values:
@@ -129,7 +135,7 @@ def run(
     values = owed.take()
     if values:
         metrics.write(total_steps, values)
-    save(state)
+    save(state, at_the_end=True)
     checkpoints.wait()
     return state
 
@@ -141,8 +147,10 @@ def read(scalars: dict[str, jax.Array], moments: dict[str, jax.Array]) -> dict[s
     return {name: float(value) for name, value in scalars.items()} | ranks
 
 
-def check_finite(step: int, health: dict[str, np.ndarray], terms: Iterable[str]) -> None:
-    """Raise NumericError naming the terms when the limit of skipped updates in a row was reached.
+def check_finite(
+    step: int, health: dict[str, np.ndarray], terms: Iterable[str], saved: Callable[[], Sequence[int]]
+) -> None:
+    """Raise NumericError naming the terms and the `saved` steps when the limit of skipped updates was reached.
 
     What everything else is made of is named alone: terms before their sum, the loss before its gradients.
     """
@@ -152,8 +160,15 @@ def check_finite(step: int, health: dict[str, np.ndarray], terms: Iterable[str])
     gradients = [name for name in bad if name.startswith("grad_norm_")]
     causes = [name for name in bad if name not in ("loss", "grad_norm", *gradients)]
     causes = causes or [name for name in bad if name == "loss"] or gradients
+    advice = "nothing was saved before them; lower the learning rate or look at the data"
+    steps = saved()
+    if steps:
+        advice = (
+            f"checkpoints are of step {', '.join(map(str, steps))}; the newest may hold what went wrong: look at "
+            "grad_norm before it in metrics.jsonl, then start in a new workdir from a sound one, with a lower learning "
+            f"rate (--config.init_from=RUN --config.init_step={steps[0]})"
+        )
     raise NumericError(
         f"step {step}: {', '.join(causes)} not finite, {int(health['nonfinite_in_a_row'])} updates skipped "
-        f"({NONFINITE_LIMIT} in a row end a run); they left parameters as they were and the last checkpoint is good; "
-        "lower the learning rate or look at the data"
+        f"({NONFINITE_LIMIT} in a row end a run); {advice}"
     )

@@ -79,6 +79,8 @@ class OnlineProbe:
         patients = {role: identities(split, "patient_id") for role, split in splits.items()}
         self._patients = patients["test"]
         self._check(path, names, patients)
+        if k > self._sizes["train"]:
+            raise ValueError(f"probe.k={k} is more than the {self._sizes['train']} images of split {train_split!r}")
         self._batches = {role: self._decode(split) for role, split in splits.items()}
 
         def features(state: TrainState, image, size):
@@ -92,12 +94,12 @@ class OnlineProbe:
         try:
             require_disjoint_patients(**patients)
         except ValueError as error:
-            raise DataError(f"config.probe, {' and '.join(names.values())} of {path}: {error}") from None
+            raise DataError(f"{path}, splits {' and '.join(names.values())}: {error}") from None
         for role, labels in self._labels.items():
             for c, target in enumerate(self._targets):
                 if len(np.unique(labels[labels[:, c] >= 0, c])) < 2:
                     raise DataError(
-                        f"config.probe: {path}: the {len(labels)} images of split {names[role]!r} do not have both "
+                        f"{path}: the {len(labels)} images of split {names[role]!r} do not have both "
                         f"labels of {target!r}; take another target or split, or a larger config.probe.max_images"
                     )
 

@@ -6,6 +6,7 @@ In: a config. Out: a run directory with run.json, metrics.jsonl, checkpoints/ an
 a run that was stopped. `experiments` turns config sections into objects; everything else takes named arguments.
 """
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,14 @@ def check_same_config(saved: dict[str, Any], config: ConfigDict, workdir: Path) 
     require(not changed, f"{workdir} holds a run of another config: {text}; take another --workdir or the same values")
 
 
-def check_fractions(config: ConfigDict) -> None:
-    """Refuse shares of a run that are none."""
+def check_numbers(config: ConfigDict) -> None:
+    """Refuse shares of a run that are none, and negative numbers of the optimiser."""
     for key, value in door.flatten(config).items():
         if key.endswith("_frac"):
             require(0 <= value <= 1, f"config.{key}={value} must be a fraction of the run, 0 to 1")
+        elif key.startswith("optim."):
+            numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, (int, float))]
+            require(all(n >= 0 for n in numbers), f"config.{key}={value} must not be negative")
 
 
 def check_split(config: ConfigDict, mesh: Mesh, group_size: int) -> None:
@@ -114,7 +118,8 @@ def online_probe(
     options = section.to_dict()
     options["path"] = options["path"] or config.data.path
     options["where"] = {field: value for field, value in options["where"].items() if value}
-    return {"probe": call(OnlineProbe, "probe", options, **given)}
+    with door.naming("probe"):
+        return {"probe": call(OnlineProbe, "probe", options, **given)}
 
 
 def main() -> None:
@@ -127,7 +132,7 @@ def main() -> None:
     mesh = call(make_mesh, "mesh", dict(config.mesh))
     batch_size = config.batch_size
     check_counts(config)
-    check_fractions(config)
+    check_numbers(config)
     if first_process:
         door.lock_workdir(workdir)
     # What this run said of itself when it last saved; None when it has not begun.
@@ -139,7 +144,17 @@ def main() -> None:
     check_split(config, mesh, getattr(objective, "group_size", 1))
     require(bool(config.data.path), "config.data.path is empty; name a dataset folder made by data_prep.build")
     where = {field: value for field, value in config.data.where.items() if value}
-    split = open_split(config.data.path, config.data.split, where=where, targets=config.data.targets)
+    with door.naming("data"):
+        split = open_split(config.data.path, config.data.split, where=where, targets=config.data.targets)
+    require(
+        batch_size <= len(split),
+        f"config.batch_size={batch_size} is more than the {len(split)} images of split {config.data.split!r}; "
+        "an image would stand in a batch twice",
+    )
+    geometry = Geometry(config.geometry.fit, config.geometry.image_size or experiment.meta["model"]["image_size"])
+    layout = make_layout(mesh, config.dtypes.compute)
+    # Before anything is written: what is wrong with the probe's data is told at once.
+    evaluations = online_probe(config, objective, geometry, mesh, layout)
 
     key = jax.random.key(config.seed)
     init_key, step_key = jax.random.split(key)
@@ -147,12 +162,7 @@ def main() -> None:
     meta = {
         **experiment.meta,
         "config": config.to_dict(),
-        "geometry": {
-            "fit": config.geometry.fit,
-            "image_size": config.geometry.image_size or experiment.meta["model"]["image_size"],
-            "mean": MEAN,
-            "std": STD,
-        },
+        "geometry": {**asdict(geometry), "mean": MEAN, "std": STD},
         "fingerprint": split.manifest.fingerprint,
         "vocabulary": list(split.manifest.vocabulary),
         "data_skip": 0,
@@ -196,8 +206,6 @@ def main() -> None:
         threads=config.data.threads,
         prefetch=config.data.prefetch,
     )
-    layout = make_layout(mesh, config.dtypes.compute)
-    geometry = Geometry(meta["geometry"]["fit"], meta["geometry"]["image_size"])
     watch = collapse_watch(config, objective, meta.get("collapse"))
     examples = Examples(
         workdir / "examples",
@@ -210,7 +218,6 @@ def main() -> None:
     )
     if saved is None:
         examples.write(state, "first_batch.png")
-    evaluations = online_probe(config, objective, geometry, mesh, layout)
     if examples.every_steps:
         evaluations["examples"] = examples
     metrics = Metrics(

@@ -25,8 +25,20 @@ ALIKE = {"feature_spread": 0.001, "teacher_cls_rank": 1.05}
 KINDS = {
     "uniform teacher (dino)": UNIFORM,
     "uniform teacher (ibot)": UNIFORM_PATCHES,
-    "one prototype (dino)": ONE,
+    "few prototypes (dino)": ONE,
     "images alike": ALIKE,
+}
+# The same kinds as other runs showed them.
+ALSO = {
+    # A softmax teacher at temperature 5, whose student is sharp.
+    "uniform teacher (dino)": {"dino_local_loss": 5.5, "dino_global_loss": 0.6, "teacher_entropy": LN},
+    "few prototypes (dino)": {
+        "dino_local_loss": 0.6,
+        "dino_global_loss": 0.1,
+        "teacher_entropy": 0.6,
+        "prototype_use": 2 / 64,
+    },
+    "images alike": {"mean_patch_spread": 0.001, "mean_patch_rank": 1.1},
 }
 
 
@@ -65,6 +77,12 @@ def test_each_kind_is_flagged_once_after_patience_and_said_to_be_over(kind):
     assert events == [f"step {step - 8 * EVERY}: no longer {kind}"] and watch.holds == []
 
 
+@pytest.mark.parametrize("kind", ALSO)
+def test_other_forms_of_a_kind_are_flagged_too(kind):
+    events, _ = feed(make_watch(), [HEALTHY | ALSO[kind]] * PATIENCE, AFTER)
+    assert len(events) == 1 and f": {kind}: " in events[0]
+
+
 def test_what_does_not_persist_is_not_flagged():
     watch = make_watch()
     events, _ = feed(watch, [HEALTHY | ONE, HEALTHY | ONE, HEALTHY] * 10, AFTER)
@@ -79,11 +97,10 @@ def test_the_words_name_the_numbers():
 NOT_COLLAPSED = {
     # Cross-entropy on the line, as DINO's was for hundreds of steps of runs that learned; the teacher was sharper.
     "loss_at_ln_k": {"dino_local_loss": 0.9 * LN, "dino_global_loss": 0.1 * LN, "teacher_entropy": 0.97 * LN},
-    "uniform_teacher_sharp_student": {"dino_local_loss": 6.0, "dino_global_loss": 0.7, "teacher_entropy": LN},
     # A student that predicts sharp targets well, with all prototypes in use.
     "good_prediction": {"dino_local_loss": 0.1, "dino_global_loss": 0.1, "teacher_entropy": 0.1, "prototype_use": 0.9},
-    # Few prototypes but not one: the worst of a run with 1,024 prototypes that recovered.
-    "few_prototypes": {
+    # Few prototypes, some images without one: the worst of a run with 1,024 prototypes that recovered.
+    "some_prototypes": {
         "dino_local_loss": 1.2,
         "dino_global_loss": 0.1,
         "teacher_entropy": 0.47,
@@ -105,7 +122,7 @@ def test_only_what_is_logged_is_judged():
     events, _ = feed(watch, [{"loss": 1.0, "cls_rank": 1.0, "skipped_updates": 0}] * 30)
     assert events == [] and watch.state()["against"].keys() == {"not finite"}
     assert signs(HEALTHY | {"teacher_entropy": math.nan}, PROTOTYPES, IMAGES).keys() == {
-        "uniform teacher (ibot)", "one prototype (ibot)", "images alike",
+        "uniform teacher (ibot)", "few prototypes (ibot)", "images alike",
     }  # fmt: skip
     assert signs({"feature_spread": 0.0}, {}, IMAGES)["images alike"].shows
 
@@ -128,7 +145,7 @@ def test_stopping_is_by_choice():
         if mode == "warn":
             assert reason is None
         else:
-            assert reason.startswith("step 200: one prototype (dino): every image gets the same prototype")
+            assert reason.startswith("step 200: few prototypes (dino): every image gets the same few prototypes")
             assert "\n" not in reason
     with pytest.raises(ValueError, match="'halt': legal are warn, stop"):
         make_watch("halt")
@@ -146,13 +163,13 @@ def test_a_restored_watch_goes_on_as_the_one_that_was_killed(cut):
 
 def test_a_report_tells_what_the_run_warned_of(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    collapse = {20: ["images alike"], 30: ["images alike", "one prototype (dino)"], 40: ["one prototype (dino)"]}
+    collapse = {20: ["images alike"], 30: ["images alike", "few prototypes (dino)"], 40: ["few prototypes (dino)"]}
     rows = [{"step": s, "loss": 1.0} | ({"collapse": collapse[s]} if s in collapse else {}) for s in range(0, 50, 10)]
     rows.insert(2, {"step": 15, "probe_auroc_x": 0.6, "probe_auroc_x_low": 0.5, "probe_auroc_x_high": 0.7})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert collapse_sentences(path) == [
         "The run warned: images alike, from step 20 to step 30.",
-        "The run warned: one prototype (dino), from step 30 to the end of the run.",
+        "The run warned: few prototypes (dino), from step 30 to the end of the run.",
     ]
     panels = dict(training_panels(path))
     assert panels.keys() == {"Loss terms", "Online probe, AUROC of nearest neighbours"}

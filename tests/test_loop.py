@@ -122,6 +122,9 @@ class Recorder(checkpoint.Checkpoints):
         self.log.append(f"save {int(state.step)}")
         self.metas[int(state.step)] = json.loads(json.dumps(meta))
 
+    def steps(self):
+        return sorted(self.metas)
+
     def wait(self):
         self.log.append("wait")
 
@@ -233,18 +236,15 @@ def test_a_batch_of_nan_changes_nothing_and_is_told(training, tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("step 2: not finite: updates skipped since the last log step: 1 (1 in all)")
     assert said[1:] == ["step 6: no longer not finite"]
-    meta = checkpoint.read_meta(tmp_path, 4)
+    assert checkpoint.steps_of(tmp_path) == [5, 8, 10], "the save due at 4 waits for an update that was not skipped"
+    meta = checkpoint.read_meta(tmp_path, 5)
     assert meta["skipped_updates"] == 2
-    np.testing.assert_array_equal(
-        checkpoint.read_item(tmp_path, "params", 4)["net"]["w"], np.asarray(two_steps(training).params["net"]["w"])
-    )
-
-
-def two_steps(training):
     state = training.state()
-    for batch in batches(2):
-        state, _, _ = training.step(state, batch, jax.random.key(0))
-    return state
+    for step, batch in enumerate(batches(5)):
+        if step not in (2, 3):
+            state, _, _ = training.step(state, batch, jax.random.key(0))
+    saved = checkpoint.read_item(tmp_path, "params", 5)
+    np.testing.assert_array_equal(saved["net"]["w"], np.asarray(state.params["net"]["w"]))
 
 
 @pytest.mark.parametrize(
@@ -264,6 +264,15 @@ def test_the_limit_at_a_log_step(training, tmp_path):
         run(training, tmp_path, data=batches(10, nan_y=range(4, 10)), save_every_steps=4)
     assert checkpoint.steps_of(tmp_path) == [4]
     assert rows(tmp_path)[-1]["nonfinite_in_a_row"] == 3
+
+
+def test_a_stopped_run_says_what_is_saved(training, tmp_path):
+    """Nothing is saved inside a row of skipped updates: the second of them falls on the save at 4."""
+    with pytest.raises(loop.NumericError, match=r"checkpoints are of step 2; .*init_step=2\)$"):
+        run(training, tmp_path / "some", data=batches(10, nan_y=(2, 3, 4)), save_every_steps=2)
+    assert checkpoint.steps_of(tmp_path / "some") == [2]
+    with pytest.raises(loop.NumericError, match=r"nothing was saved before them"):
+        run(training, tmp_path / "none", data=batches(10, nan_y=(0, 1, 2)), save_every_steps=2)
 
 
 def test_single_bad_steps_are_no_row(training, tmp_path):

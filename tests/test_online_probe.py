@@ -265,6 +265,7 @@ def test_what_the_loop_and_the_collapse_rule_ask_for(training):
     values = smoke.get_config()
     assert experiments.build(values).objective.num_prototypes == {"dino": 256, "ibot": 256}
     values.objective.update(shared_heads=True, dino_weight=0.0)
-    values.heads.dino_head.num_prototypes = 128
+    for head in values.heads.values():
+        head.num_prototypes = 128
     assert experiments.build(values).objective.num_prototypes == {"ibot": 128}
     assert isinstance(training.probe, OnlineProbe) and isinstance(training.probe, loop.Evaluation)

@@ -26,7 +26,7 @@ def get_config():
                 "targets": (),
             },
             "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-            "probe": {"blocks": 1, "mean_patch": False, "k": 20},
+            "probe": {"blocks": 1, "tokens": "cls", "k": 20},
             "baselines": {"runs": (), "random": False, "floor": True},
             "attention_images": 6,
             "bootstrap": {"resamples": 1000, "confidence": 0.95, "seed": 0},

@@ -10,5 +10,5 @@ from configs.eval import linear
 def get_config():
     config = linear.get_config()
     config.protocol = "knn"
-    config.probe.mean_patch = False
+    config.probe.tokens = "cls"
     return config

@@ -12,6 +12,6 @@ from configs.eval import head
 def get_config():
     config = head.get_config()
     config.protocol = "linear_probe"
-    config.probe.mean_patch = True
+    config.probe.tokens = "cls_and_mean_patch"
     config.baselines.random = True
     return config

@@ -5,7 +5,7 @@
         --config.data.path=data/pneumonia
     python -m cxr_jax.evaluate --config=configs/eval/knn.py --workdir=runs/pneumonia_mae_knn \
         --config.init_from=runs/pneumonia_mae --config.data.path=data/pneumonia \
-        --config.data.targets="('Pneumonia',)" --config.probe.mean_patch=True
+        --config.data.targets="('Pneumonia',)" --config.probe.tokens=mean_patch
 
 Measured on two shared CPU cores in four minutes: loss 2.64 -> 0.62. AUROC of 20 nearest neighbours on CLS and mean
 patch, 621 test images, with 95 % intervals over images:

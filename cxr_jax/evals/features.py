@@ -56,13 +56,22 @@ def make_runner(
     return run
 
 
-def backbone_function(model: dict[str, Any], *, blocks: int, mean_patch: bool) -> ImageFunction:
-    """Features of a backbone: CLS of the last `blocks` blocks side by side, and the last mean patch on request."""
+TOKENS = ("cls", "mean_patch", "cls_and_mean_patch")
+
+
+def backbone_function(model: dict[str, Any], *, blocks: int, tokens: str) -> ImageFunction:
+    """Features of a backbone: CLS of the last `blocks` blocks side by side, the mean patch of the last, or both.
+
+    Raises ValueError for other `tokens` than those of `TOKENS`.
+    """
+    if tokens not in TOKENS:
+        raise ValueError(f"probe.tokens={tokens!r}: legal are {', '.join(TOKENS)}")
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: ViT(**model, rngs=nnx.Rngs(0))))
 
     def function(params, images):
         features = nnx.merge(graphdef, params).features(images, blocks=blocks)
-        parts = [*features.cls] + ([features.patches[-1].mean(1)] if mean_patch else [])
+        parts = [*features.cls] if tokens.startswith("cls") else []
+        parts += [features.patches[-1].mean(1)] if tokens.endswith("mean_patch") else []
         return {"features": jnp.concatenate(parts, axis=-1)}
 
     return function

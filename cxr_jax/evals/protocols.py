@@ -43,10 +43,10 @@ def mean_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def linear_probe_scores(
-    task: Task, model: dict[str, Any], params: dict, geometry: Geometry, *, blocks: int, mean_patch: bool
+    task: Task, model: dict[str, Any], params: dict, geometry: Geometry, *, blocks: int, tokens: str
 ) -> Scores:
-    """Logistic regression on CLS tokens of the last blocks (and the mean patch), C chosen on the selection rows."""
-    run = task.runner(backbone_function(model, blocks=blocks, mean_patch=mean_patch), geometry)
+    """Logistic regression on CLS tokens of the last blocks, the mean patch, or both; C chosen on the selection rows."""
+    run = task.runner(backbone_function(model, blocks=blocks, tokens=tokens), geometry)
     features = {role: run(split, params)["features"] for role, split in task.splits.items()}
     probe = linear_probe.fit_linear_probe(
         features["train"], task.labels["train"], features["select"], task.labels["select"]
@@ -54,9 +54,9 @@ def linear_probe_scores(
     return Scores(probe.scores(features["test"]), {"c": [fit.c for fit in probe.fits]})
 
 
-def knn_scores(task: Task, model: dict[str, Any], params: dict, geometry: Geometry, *, k: int) -> Scores:
-    """Nearest neighbours by cosine between CLS tokens; nothing is chosen."""
-    run = task.runner(backbone_function(model, blocks=1, mean_patch=False), geometry)
+def knn_scores(task: Task, model: dict[str, Any], params: dict, geometry: Geometry, *, k: int, tokens: str) -> Scores:
+    """Nearest neighbours by cosine between `tokens`; nothing is chosen."""
+    run = task.runner(backbone_function(model, blocks=1, tokens=tokens), geometry)
     train, test = (run(task.splits[role], params)["features"] for role in ("train", "test"))
     return Scores(knn.knn_scores(train, task.labels["train"], test, k=k), {"k": k})
 

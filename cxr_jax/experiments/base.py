@@ -92,6 +92,8 @@ def make_start(config: ConfigDict, model: dict[str, Any]) -> Callable[[TrainStat
     network = one_of(config, "init_network", init_from.NETWORKS)
     parts = one_of(config, "init_parts", init_from.PARTS)
     if not config.init_from:
+        for key, idle in (("init_step", -1), ("init_parts", "networks"), ("schedules_from", "restart")):
+            require(config[key] == idle, f"config.{key}={config[key]!r} needs config.init_from, which is empty")
         return None
     return partial(
         init_from.start_from,

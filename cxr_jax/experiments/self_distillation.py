@@ -48,6 +48,11 @@ def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment
         heads[name] = head.to_dict() | dtypes | {"width": model["width"]}
     options = config.objective.to_dict()
     del options["name"]
+    require(
+        not config.objective.shared_heads or config.heads.ibot_head == config.heads.dino_head,
+        "config.objective.shared_heads=True: iBOT uses config.heads.dino_head; give config.heads.ibot_head the same "
+        "values, or set shared_heads=False",
+    )
     low, high = options.pop("teacher_temperature")
     require(min(low, high) > 0, f"config.objective.teacher_temperature=({low}, {high}) must be above 0")
     temperature = timeline.linear(low, high, options.pop("teacher_temperature_warmup_frac"))
@@ -65,7 +70,7 @@ def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment
 
 
 def check_sides(config: ConfigDict, model: dict[str, Any]) -> None:
-    """Refuse sides in px that the patch does not divide."""
+    """Refuse sides in px that the patch does not divide, and global crops of another side than the model's."""
     patch = model["patch_size"]
     sides = {"model.image_size": model["image_size"]}
     sides |= {f"crops.{name}": config.crops[name] for name in ("global_size", "local_size")}
@@ -76,6 +81,11 @@ def check_sides(config: ConfigDict, model: dict[str, Any]) -> None:
             f"config.{key}={side} px must be a multiple of the patch, {patch} px (model.patch_size={patch}); "
             f"the nearest is {near}",
         )
+    require(
+        config.crops.global_size == model["image_size"],
+        f"config.crops.global_size={config.crops.global_size} px must equal config.model.image_size="
+        f"{model['image_size']} px, for which position embeddings are made and the network is evaluated",
+    )
 
 
 def dino_optimiser(

@@ -128,4 +128,6 @@ def cross_entropy(
     )
     xs = (student.prototypes, teacher.prototypes, assignment.columns)
     (log_normaliser, product, entropy, used), _ = over_chunks(body, start, xs, recompute=True)
-    return CrossEntropy(mass * log_normaliser - product, entropy.mean(), used / min(rows, teacher.num_prototypes))
+    # Rows that like several prototypes alike count them all, so more may be in use than there are rows.
+    possible = min(rows, teacher.num_prototypes)
+    return CrossEntropy(mass * log_normaliser - product, entropy.mean(), jnp.minimum(used / possible, 1))

@@ -90,6 +90,16 @@ class SelfDistillation:
         for name in WEIGHTS:
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name}={getattr(self, name)} must be at least 0; 0 leaves the term out")
+        if self.koleo_start_spread < 0 or self.gram_refresh_every_steps < 0:
+            raise ValueError(
+                f"objective.koleo_start_spread={self.koleo_start_spread} and gram_refresh_every_steps="
+                f"{self.gram_refresh_every_steps} must be at least 0"
+            )
+        if self.gram_refresh_every_steps and not self.gram_weight:
+            raise ValueError(
+                f"objective.gram_refresh_every_steps={self.gram_refresh_every_steps} without a Gram teacher; "
+                "set gram_weight, or 0 here"
+            )
         if self.student_temperature <= 0:
             raise ValueError(f"objective.student_temperature={self.student_temperature} must be above 0")
         blocks, depth = tuple(self.regularised_blocks), self.model["depth"]

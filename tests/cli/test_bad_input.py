@@ -25,12 +25,14 @@ from cxr_jax.state import abstract_state
 from data_prep.dataset_writer import DatasetWriter
 
 ROOT = Path(__file__).parents[2]
-CONFIG, DATA = 2, 3
+ERROR, CONFIG, DATA = 1, 2, 3
 SMOKE = ["--config=configs/smoke.py", "--workdir={tmp}/run"]
 RUN = [*SMOKE, "--config.data.path={data}"]
 HEAD = ["--config=configs/finetune/linear.py", "--workdir={tmp}/run", "--config.data.path={data}"]
 TARGET = "--config.data.targets=('Cardiomegaly',)"
 EVAL = ["--config=configs/eval/linear.py", "--workdir={tmp}/run", "--config.data.path={data}"]
+
+PROBE = [*RUN, "--config.probe.every_steps=5", "--config.probe.targets=('Cardiomegaly',)"]
 
 # name: (entry, arguments, exit code, words that the one line must hold)
 CASES = {
@@ -73,7 +75,7 @@ CASES = {
     "objective": ("train", [*RUN, "--config.objective.name=jepa"], CONFIG, ("jepa", "self_distillation")),
     "dtype": ("train", [*RUN, "--config.dtypes.compute=float7"], CONFIG, ("float7",)),
     "init_from_no_run": ("train", [*RUN, "--config.init_from={tmp}/nowhere"], CONFIG,
-                         ("config.init_from=", "nowhere: holds no checkpoints")),
+                         ("config.init_from=", "nowhere: no such folder")),
     "init_from_other": ("train", [*RUN, "--config.init_from={tmp}/other_run"], CONFIG, ("other_run", "architecture")),
     "init_from_other_step": ("train", [*RUN, "--config.init_from={tmp}/other_run", "--config.init_step=7"],
                              CONFIG, ("no checkpoint of step 7", "it has 0")),
@@ -104,7 +106,7 @@ CASES = {
     "data_missing": ("train", [*SMOKE, "--config.data.path={tmp}/nowhere"], DATA, ("nowhere", "data_prep.build")),
     "data_unfinished": ("train", [*SMOKE, "--config.data.path={tmp}/unfinished"], DATA, ("did not finish",)),
     "data_other": ("train", [*SMOKE, "--config.data.path={tmp}/other_run"], DATA, ("other_run", "manifest.json")),
-    "split": ("train", [*RUN, "--config.data.split=dev"], DATA, ("'dev'", "train, val, test")),
+    "split": ("train", [*RUN, "--config.data.split=dev"], DATA, ("config.data: ", "'dev'", "train, val, test")),
     "nothing_left": ("train", [*RUN, "--config.data.where.source=mars"], DATA, ("mars", "its sources are phantom")),
     "shard_cut": ("train", [*SMOKE, "--config.data.path={tmp}/cut"], DATA, ("shard is damaged", "build the dataset")),
     "shard_gone": ("train", [*SMOKE, "--config.data.path={tmp}/gone"], DATA, ("array_record", "is missing")),
@@ -135,6 +137,28 @@ CASES = {
     "evaluate_no_run": ("evaluate", [*EVAL, TARGET, "--config.init_from={tmp}/nowhere"], CONFIG, ("nowhere",)),
     "evaluate_target": ("evaluate", [*EVAL, "--config.init_from={tmp}/other_run", "--config.data.targets=('Lupus',)"],
                         DATA, ("Lupus",)),
+    "evaluate_tokens": ("evaluate", [*EVAL, TARGET, "--config.init_from={tmp}/other_run",
+                                     "--config.probe.tokens=all"], CONFIG, ("tokens='all'", "cls_and_mean_patch")),
+    "evaluate_ruined": ("evaluate", ["--config=configs/eval/knn.py", *EVAL[1:], TARGET,
+                                     "--config.init_from={tmp}/other_run"],
+                        ERROR, ("other_run, step 0", "no direction")),
+    "init_from_dataset": ("train", [*RUN, "--config.init_from={data}"], CONFIG, ("is a dataset",)),
+    "init_from_checkpoint": ("train", [*RUN, "--config.init_from={tmp}/other_run/checkpoints/0"], CONFIG,
+                             ("other_run, and the step 0",)),
+    "init_step_alone": ("train", [*RUN, "--config.init_step=7"], CONFIG, ("config.init_step=7", "config.init_from")),
+    "schedules_alone": ("train", [*RUN, "--config.schedules_from=continue"], CONFIG, ("config.init_from",)),
+    "learning_rate": ("train", [*RUN, "--config.optim.base_learning_rate=-1e-3"], CONFIG, ("base_learning_rate",)),
+    "decay_pair": ("train", [*RUN, "--config.optim.weight_decay=(0.04,-0.2)"], CONFIG, ("config.optim.weight_decay",)),
+    "batch_of_all": ("train", [*RUN, "--config.batch_size=4096"], CONFIG, ("config.batch_size=4096", "twice")),
+    "global_size": ("train", [*RUN, "--config.crops.global_size=48"], CONFIG, ("global_size=48", "image_size=64")),
+    "shared_heads": ("train", [*RUN, "--config.objective.shared_heads=True", "--config.heads.ibot_head.hidden=24"],
+                     CONFIG, ("shared_heads=True", "config.heads.ibot_head")),
+    "koleo_start": ("train", [*RUN, "--config.objective.koleo_start_spread=-1.0"], CONFIG, ("koleo_start_spread",)),
+    "gram_refresh": ("train", [*RUN, "--config.objective.gram_refresh_every_steps=5"], CONFIG, ("gram_weight",)),
+
+    "probe_split": ("train", [*PROBE, "--config.probe.test_split=tset"], DATA, ("config.probe", "tset")),
+    "probe_target": ("train", [*PROBE, "--config.probe.targets=('Lupus',)"], DATA, ("config.probe", "Lupus")),
+    "probe_k": ("train", [*PROBE, "--config.probe.k=4000"], CONFIG, ("config.probe.k=4000",)),
     "convert_nothing": ("convert", [], CONFIG, ("--input", "--output")),
     "convert_no_run": ("convert", ["--input={tmp}/nowhere", "--output={tmp}/out"], CONFIG, ("nowhere",)),
     "convert_flag": ("convert", ["--input={tmp}/other_run", "--output={tmp}/out", "--fromat=hf"], CONFIG, ("fromat",)),
@@ -147,6 +171,7 @@ def write_other_run(workdir: Path) -> None:
     """A finished checkpoint of a narrower, shallower model, all zeros."""
     config = smoke.get_config()
     config.model.update(image_size=32, width=32, depth=1)
+    config.crops.global_size = 32
     experiment = build(config)
     shapes = abstract_state(experiment.objective, experiment.tx, make_mesh(devices=jax.devices()[:1]))
     checkpoints = Checkpoints(workdir)
