@@ -3,7 +3,7 @@
 In: a config file named by `--config=file.py[:argument]` and `--config.key=value` overrides. Out: a locked ConfigDict
 for the entry file, named arguments for everything else, `run.json`.
 
-Exit codes: 0 done, 2 bad configuration or flags, 3 bad data, 1 anything else.
+Exit codes: 0 done, 2 bad configuration or flags, 3 bad data, 4 told to stop and saved, 1 anything else.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cxr_jax.data.records import MANIFEST_NAME, DataError
 
-EXIT_ERROR, EXIT_CONFIG, EXIT_DATA = 1, 2, 3
+EXIT_ERROR, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED = 1, 2, 3, 4
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -38,7 +38,9 @@ class ConfigError(Exception):
 
 
 class RunError(Exception):
-    """A run that had to stop for a reason it can name. The message is one line; entry points exit with 1."""
+    """A run that had to stop for a reason it can name. The message is one line; entries exit with `exit_code`."""
+
+    exit_code = EXIT_ERROR
 
 
 def define_flags() -> None:
@@ -178,7 +180,7 @@ def run_entry(main: Callable[[], None]) -> None:
         except DataError as error:
             _fail(error, EXIT_DATA)
         except RunError as error:
-            _fail(error, EXIT_ERROR)
+            _fail(error, error.exit_code)
         except Exception:
             if not jax.distributed.is_initialized():
                 raise

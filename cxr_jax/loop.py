@@ -2,8 +2,8 @@
 
 In: a state, a jitted step, batches, and where to write. Out: the last state, checkpoints and metrics.
 
-Each turn: evaluations owed on the state -> save if due -> next batch -> step -> at log steps: read scalars, look for
-collapse, check that they are finite. Between log steps no Python float ever waits for the device.
+Each turn: told to stop? -> evaluations owed on the state -> save if due -> next batch -> step -> at log steps: read
+scalars, look for collapse, check that they are finite. Between log steps no Python float ever waits for the device.
 
 The line of step t in metrics.jsonl holds the losses of batch t and the evaluations of the state before it, which has
 seen t batches. A checkpoint of that state carries under `owed` the evaluations that do not stand in metrics.jsonl yet,
@@ -12,20 +12,28 @@ with their values or null where they have yet to run; so a run killed anywhere i
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.collapse import CollapseError, CollapseWatch
 from cxr_jax.config import RunError
 from cxr_jax.metrics import Clock, Metrics, effective_rank
+from cxr_jax.phases import Phases
+from cxr_jax.preemption import Preempted
+from cxr_jax.saving import Checkpoints
 from cxr_jax.state import NONFINITE_LIMIT, TrainState, term_names
 
 
 class NumericError(RunError):
-    """Training stopped because loss or gradients were not finite several steps in a row."""
+    """Training stopped because loss or gradients were not finite several steps in a row; `step` is the last of them."""
+
+    def __init__(self, step: int, message: str):
+        super().__init__(f"step {step}: {message}")
+        self.step = step
 
 
 @runtime_checkable
@@ -61,10 +69,22 @@ class Owed:
         self.values |= {name: self._evaluations[name](state) for name in open_ones}
         return time.perf_counter() - started
 
+    def scores(self) -> dict[str, float]:
+        """What has run, by name."""
+        return {name: score for scores in self.values.values() if scores for name, score in scores.items()}
+
     def take(self) -> dict[str, float]:
         """All values by name; nothing is owed any more."""
-        values, self.values = self.values, {}
-        return {name: score for scores in values.values() for name, score in scores.items()}
+        scores, self.values = self.scores(), {}
+        return scores
+
+
+@dataclass(frozen=True)
+class SaveTimes:
+    """When checkpoints are due: every so many steps, and when `every_secs` have passed since the last (0: never)."""
+
+    every_steps: int
+    every_secs: float = 0.0
 
 
 def run(
@@ -75,69 +95,119 @@ def run(
     key: jax.Array,
     total_steps: int,
     batch_size: int,
-    save_every_steps: int,
+    save_times: SaveTimes,
     log_every_steps: int,
     checkpoints: Checkpoints,
     meta: dict[str, Any],
     metrics: Metrics,
     watch: CollapseWatch,
     evaluations: Mapping[str, Evaluation],
+    phases: Phases,
+    stop_requested: Callable[[int], bool],
+    note_skipped: Callable[[list[int]], None],
 ) -> TrainState:
-    """Train from `state.step` to `total_steps`; saves every `save_every_steps` and at the end.
+    """Train from `state.step` to `total_steps`, saving at `save_times` and at the end.
+
+    `stop_requested(step)` is asked before every step; `note_skipped(steps)` is told whose updates were skipped.
 
     Raises:
       NumericError: three updates in a row had to be skipped. Nothing is saved while updates are being skipped.
       CollapseError: `watch` asks to stop; the state is saved.
+      Preempted: the run was told to stop; the state is saved, evaluations due on it are owed.
+      StorageError: the last state could not be saved, or too many saves in a row failed.
     """
     clock, owed = Clock(), Owed(evaluations, meta.get("owed", {}))
-    first, terms, due = int(state.step), [], False
+    first, terms, due, saved_at = int(state.step), [], False, time.monotonic()
+    skipped = Skipped(state, note_skipped)
 
-    def save(state, *, at_the_end=False):
+    def told(health):
+        return meta | {
+            "owed": owed.values,
+            "collapse": watch.state(),
+            "skipped_updates": int(health["skipped_updates"]),
+        }
+
+    def save(state):
         """Save unless the newest update was skipped; returns whether the save is still due.
 
         What makes an update not finite may be in the parameters already, so such a state waits for the next good one.
         """
         health = jax.device_get(state.health)
         check_finite(int(state.step) - 1, health, terms, checkpoints.steps)
-        if health["nonfinite_in_a_row"] and not at_the_end:
+        if health["nonfinite_in_a_row"]:
             return True
-        told = {"owed": owed.values, "collapse": watch.state(), "skipped_updates": int(health["skipped_updates"])}
-        checkpoints.save(state, meta | told)
+        checkpoints.save(state, told(health), owed.scores())
         return False
+
+    def save_last(state):
+        health = jax.device_get(state.health)
+        check_finite(int(state.step) - 1, health, terms, checkpoints.steps)
+        with phases("save", int(state.step)):
+            checkpoints.save_and_wait(state, told(health), owed.scores())
 
     for step in range(first, total_steps):
         owed.add(step, total_steps)
-        clock.leave_out(owed.settle(state))
-        if step > first and (due or step % save_every_steps == 0):
-            due = save(state)
-        started = time.perf_counter()
-        batch = next(batches)
-        clock.waited(time.perf_counter() - started, batch_size)
-        state, scalars, moments = train_step(state, batch, key)
+        if stop_requested(step):
+            save_last(state)
+            raise Preempted(f"step {step}: told to stop; the state is saved, and the same command goes on from here")
+        with phases("evaluation", step):
+            clock.leave_out(owed.settle(state))
+        if step > first and (due or step % save_times.every_steps == 0):
+            with phases("save", step):
+                due, saved_at = save(state), time.monotonic()
+        with phases("data", step):
+            started = time.perf_counter()
+            batch = next(batches)
+            clock.waited(time.perf_counter() - started, batch_size)
+        with phases("compile" if step == first else "step", step):
+            state, scalars, moments = train_step(state, batch, key)
         terms, values = term_names(scalars), owed.take()
         if step % log_every_steps == 0 or step == total_steps - 1:
-            values = read(scalars, moments) | clock.read() | values
+            with phases("step", step):
+                values = read(scalars, moments) | clock.read() | values
+                health = jax.device_get(state.health)
+            skipped.look(health)
             for event in watch.look(step, values):
                 metrics.warn(event)
-            metrics.write(step, values, watch.holds)
-            check_finite(step, jax.device_get(state.health), terms, checkpoints.steps)
+            metrics.write(step, values | phases.report(), watch.holds)
+            check_finite(step, health, terms, checkpoints.steps)
             reason = watch.check(step)
             if reason:
                 owed.add(step + 1, total_steps)
-                save(state, at_the_end=True)
-                checkpoints.wait()
+                save_last(state)
                 raise CollapseError(reason)
+            due = due or checkpoints.failed() or overdue(saved_at, save_times.every_secs)
         elif values:
             metrics.write(step, values)
         metrics.advance()
     owed.add(total_steps, total_steps)
-    owed.settle(state)
-    values = owed.take()
+    with phases("evaluation", total_steps):
+        owed.settle(state)
+    values = owed.scores()
     if values:
         metrics.write(total_steps, values)
-    save(state, at_the_end=True)
-    checkpoints.wait()
+    save_last(state)
     return state
+
+
+def overdue(saved_at: float, every_secs: float) -> bool:
+    """Whether `every_secs` have passed, by the clock of process 0, which all follow."""
+    late = bool(every_secs) and time.monotonic() - saved_at >= every_secs
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(late))) if jax.process_count() > 1 else late
+
+
+class Skipped:
+    """Tells which steps' updates were skipped, each once."""
+
+    def __init__(self, state: TrainState, note: Callable[[list[int]], None]):
+        self._told, self._note = set(jax.device_get(state.health["skipped_steps"]).tolist()), note
+
+    def look(self, health: dict[str, np.ndarray]) -> None:
+        """Take in the counters of a log step."""
+        new = sorted(set(health["skipped_steps"].tolist()) - self._told)
+        if new:
+            self._told.update(new)
+            self._note(new)
 
 
 def read(scalars: dict[str, jax.Array], moments: dict[str, jax.Array]) -> dict[str, float]:
@@ -169,6 +239,7 @@ def check_finite(
             f"rate (--config.init_from=RUN --config.init_step={steps[0]})"
         )
     raise NumericError(
-        f"step {step}: {', '.join(causes)} not finite, {int(health['nonfinite_in_a_row'])} updates skipped "
-        f"({NONFINITE_LIMIT} in a row end a run); {advice}"
+        step,
+        f"{', '.join(causes)} not finite, {int(health['nonfinite_in_a_row'])} updates skipped "
+        f"({NONFINITE_LIMIT} in a row end a run); {advice}",
     )

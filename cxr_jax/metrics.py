@@ -1,7 +1,8 @@
 """What a run tells: metrics.jsonl, TensorBoard, a progress bar, and pictures of the first batch.
 
 In: scalars by name at log steps. Out: one JSON object a line with at least `step`, `loss`, every loss term,
-`learning_rate`, `grad_norm`, `images_per_sec` and `data_wait_frac`; a step that only has values of an evaluation (the
+`learning_rate`, `grad_norm`, `images_per_sec`, `data_wait_frac`, `goodput` and `secs_<phase>` (`phases`), the last two
+since the process began; a step that only has values of an evaluation (the
 online probe) has a line with `step` and those. Kinds of collapse that hold are listed under `collapse`.
 
 A resumed run cuts metrics.jsonl back to the restored step first, so every step stands there once, in order.
@@ -80,6 +81,11 @@ class Metrics:
             self._file.close()
         if self._board:
             self._board.close()
+
+
+def is_clock(name: str) -> bool:
+    """Whether a scalar of metrics.jsonl tells of time, and so differs between two runs that are otherwise the same."""
+    return name in ("images_per_sec", "data_wait_frac", "goodput") or name.startswith("secs_")
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from cxr_jax.models.layers import Layout
 from cxr_jax.objectives.base import Objective
@@ -21,6 +21,7 @@ from cxr_jax.optim import global_norm
 from cxr_jax.sharding import batch_sharding, replicated, tree_shardings
 
 NONFINITE_LIMIT = 3  # skipped updates in a row that end a run
+NUM_SKIPPED = 16  # how many skipped steps `health` remembers between two log steps
 NUM_TERMS = 64  # how many scalars `health` can tell apart
 
 
@@ -29,7 +30,8 @@ class TrainState:
     """Everything a step reads and writes, as nested dicts of arrays.
 
     `health` counts on the device what Python only looks at on log steps: steps without a finite loss or gradient in a
-    row, which scalars were not finite in them, and all updates skipped for that reason. The same tree also carries
+    row, which scalars were not finite in them, all updates skipped for that reason and the last steps of those. The
+    same tree also carries
     shapes or shardings in place of arrays.
     """
 
@@ -52,6 +54,7 @@ def create_state(objective: Objective, tx: optax.GradientTransformation, key: ja
             "nonfinite_in_a_row": jnp.zeros((), jnp.int32),
             "nonfinite_terms": jnp.zeros((NUM_TERMS,), bool),
             "skipped_updates": jnp.zeros((), jnp.int32),
+            "skipped_steps": jnp.full((NUM_SKIPPED,), -1, jnp.int32),
         },
     )
 
@@ -64,13 +67,15 @@ def term_names(scalars: Iterable[str]) -> list[str]:
     return sorted(set(scalars) - {*COUNTERS})[:NUM_TERMS]
 
 
-def next_health(health: dict[str, Array], finite: Bool[Array, ""], scalars: dict[str, Array]) -> dict[str, Array]:
-    """The counters after a step.
+def next_health(
+    health: dict[str, Array], step: Int[Array, ""], finite: Bool[Array, ""], scalars: dict[str, Array]
+) -> dict[str, Array]:
+    """The counters after `step`.
 
     At `NONFINITE_LIMIT` the count no longer falls, so that a limit passed between two log steps is still seen, and
     its terms still named, at the next one.
     """
-    bad = jnp.where(finite, 0, 1)
+    bad, steps = jnp.where(finite, 0, 1), health["skipped_steps"]
     stuck = health["nonfinite_in_a_row"] >= NONFINITE_LIMIT
     in_a_row = jnp.where(finite & ~stuck, 0, health["nonfinite_in_a_row"] + bad)
     now = jnp.stack([~jnp.isfinite(scalars[name]) for name in term_names(scalars)])
@@ -79,6 +84,7 @@ def next_health(health: dict[str, Array], finite: Bool[Array, ""], scalars: dict
         "nonfinite_in_a_row": in_a_row,
         "nonfinite_terms": terms & (in_a_row > 0),
         "skipped_updates": health["skipped_updates"] + bad,
+        "skipped_steps": jnp.where(finite, steps, jnp.roll(steps, 1).at[0].set(step)),
     }
 
 
@@ -131,7 +137,7 @@ def make_step(
             **{f"grad_norm_{name}": norm for name, norm in norms.items()},
             **{name: schedule(state.step) for name, schedule in schedules.items()},
         }
-        health = next_health(state.health, finite, scalars)
+        health = next_health(state.health, state.step, finite, scalars)
         scalars |= {name: health[name] for name in COUNTERS}
         return TrainState(state.step + 1, params, targets, opt_state, health), scalars, aux.moments
 

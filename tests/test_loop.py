@@ -12,11 +12,12 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import checkpoint, loop
+from cxr_jax import checkpoint, loop, saving
 from cxr_jax.collapse import CollapseError, CollapseWatch
-from cxr_jax.metrics import Metrics
+from cxr_jax.metrics import Metrics, is_clock
 from cxr_jax.models.layers import Layout
 from cxr_jax.objectives.base import Aux
+from cxr_jax.phases import Phases
 from cxr_jax.sharding import make_mesh
 from cxr_jax.state import abstract_state, init_state, make_step
 
@@ -85,10 +86,15 @@ class Score:
         return {"score": float(state.params["net"]["w"][0])}
 
 
+QUIET = {"stop_requested": lambda step: False, "note_skipped": lambda steps: None}
+
+
 def run(training, workdir, steps=10, *, state=None, data=None, meta=None, **changes):
     start = 0 if state is None else int(state.step)
-    options = {"save_every_steps": 4, "log_every_steps": 2, "watch": watch(), "evaluations": {}} | changes
-    options.setdefault("checkpoints", checkpoint.Checkpoints(workdir, keep=10))
+    options = {"log_every_steps": 2, "watch": watch(), "evaluations": {}} | QUIET | changes
+    options["save_times"] = loop.SaveTimes(options.pop("save_every_steps", 4), options.pop("save_every_secs", 0.0))
+    options.setdefault("phases", Phases())
+    options.setdefault("checkpoints", saving.Checkpoints(workdir, keep=10))
     metrics = Metrics(workdir, start_step=start, total_steps=steps, tensorboard=False)
     try:
         return loop.run(
@@ -109,24 +115,28 @@ def run(training, workdir, steps=10, *, state=None, data=None, meta=None, **chan
 
 def rows(workdir):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("images_per_sec", "data_wait_frac")} for row in found]
+    return [{k: v for k, v in row.items() if not is_clock(k)} for row in found]
 
 
-class Recorder(checkpoint.Checkpoints):
+class Recorder(saving.Checkpoints):
     """Notes saves instead of writing them."""
 
     def __init__(self, log):
         self.log, self.metas = log, {}
 
-    def save(self, state, meta):
+    def save(self, state, meta, scores=None):
         self.log.append(f"save {int(state.step)}")
         self.metas[int(state.step)] = json.loads(json.dumps(meta))
+
+    def save_and_wait(self, state, meta, scores=None):
+        self.save(state, meta)
+        self.log.append("wait")
 
     def steps(self):
         return sorted(self.metas)
 
-    def wait(self):
-        self.log.append("wait")
+    def failed(self):
+        return False
 
     def close(self):
         pass
@@ -175,11 +185,11 @@ def test_nothing_is_read_between_log_steps(training, tmp_path, monkeypatch):
     transfers, real = [], jax.device_get
     monkeypatch.setattr(loop.jax, "device_get", lambda tree: transfers.append(1) or real(tree))
     run(training, tmp_path, 9, log_every_steps=8, save_every_steps=100, checkpoints=Recorder([]))
-    assert len(transfers) == 2 * 2 + 1  # scalars and health at steps 0 and 8, health at the last save
+    assert len(transfers) == 1 + 2 * 2 + 1  # health at first, scalars and health at steps 0 and 8, health at the save
 
 
 def restore(training, workdir):
-    checkpoints = checkpoint.Checkpoints(workdir, keep=10)
+    checkpoints = saving.Checkpoints(workdir, keep=10)
     try:
         return checkpoints.restore(training.abstract)
     finally:

@@ -18,25 +18,25 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from configs import smoke
-from cxr_jax import checkpoint, config, experiments, loop, train
+from cxr_jax import checkpoint, config, experiments, loop, saving, train
 from cxr_jax.data.geometry import fit_images, normalise
 from cxr_jax.data.pipeline import train_batches
 from cxr_jax.data.records import DataError
 from cxr_jax.data.source import load_rows, open_split
 from cxr_jax.evals.features import Geometry
-from cxr_jax.metrics import Metrics
+from cxr_jax.metrics import Metrics, is_clock
 from cxr_jax.models.layers import IN_PLACE
 from cxr_jax.models.vit import ViT
 from cxr_jax.objectives.base import Aux
 from cxr_jax.objectives.monitors import second_moment, spread
 from cxr_jax.online_probe import OnlineProbe, thin
+from cxr_jax.phases import Phases
 from cxr_jax.sharding import batch_sharding, make_layout, make_mesh
 from cxr_jax.state import abstract_state, init_state, make_step
 
 STEPS, BATCH, K = 6, 8, 5
 TARGETS = ("Cardiomegaly", "sex:F")
 GEOMETRY = Geometry("pad", 16)
-CLOCKS = ("images_per_sec", "data_wait_frac")
 MODEL = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2, "num_registers": 1}
 
 
@@ -117,7 +117,7 @@ def run(training, workdir, *, probe, kill_at=None):
             raise KeyboardInterrupt
         return training.step(state, batch, key)
 
-    checkpoints, meta = checkpoint.Checkpoints(workdir), {}
+    checkpoints, meta = saving.Checkpoints(workdir), {}
     if checkpoints.latest_step() is None:
         state = training.state()
     else:
@@ -133,7 +133,10 @@ def run(training, workdir, *, probe, kill_at=None):
                 training.split, sharding=batch_sharding(training.mesh), seed=0, start_step=start, **options
             ),
             key=training.key,
-            save_every_steps=2,
+            save_times=loop.SaveTimes(2),
+            phases=Phases(),
+            stop_requested=lambda step: False,
+            note_skipped=lambda steps: None,
             log_every_steps=3,
             checkpoints=checkpoints,
             meta=meta,
@@ -149,7 +152,7 @@ def run(training, workdir, *, probe, kill_at=None):
 
 def rows(workdir):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in CLOCKS} for row in found]
+    return [{name: value for name, value in row.items() if not is_clock(name)} for row in found]
 
 
 @pytest.fixture(scope="module")

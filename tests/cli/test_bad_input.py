@@ -17,9 +17,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import smoke
-from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data.records import features, read_manifest
 from cxr_jax.experiments import build
+from cxr_jax.saving import Checkpoints
 from cxr_jax.sharding import make_mesh
 from cxr_jax.state import abstract_state
 from data_prep.dataset_writer import DatasetWriter

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from cxr_jax import convert as entry
-from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.config import ConfigError
 from cxr_jax.data.records import DataError
 from cxr_jax.export import parity
 from cxr_jax.export.huggingface import read_folder
+from cxr_jax.saving import Checkpoints
 from cxr_jax.state import TrainState
 from tests.export.tiny import assert_same, random_backbone, tiny_model
 

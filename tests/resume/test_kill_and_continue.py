@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from cxr_jax.metrics import is_clock
+
 ROOT = Path(__file__).parents[2]
-CLOCKS = ("images_per_sec", "data_wait_frac")
 STEPS, SAVE_EVERY = 12, 4
 OVERRIDES = {
     "batch_size": 16,
@@ -91,7 +92,7 @@ def lines(workdir: Path) -> list[str]:
 
 def rows(workdir: Path) -> list[dict]:
     """metrics.jsonl without what a clock wrote."""
-    return [{key: v for key, v in json.loads(line).items() if key not in CLOCKS} for line in lines(workdir)]
+    return [{key: v for key, v in json.loads(line).items() if not is_clock(key)} for line in lines(workdir)]
 
 
 def half_written(workdir: Path) -> list[str]:

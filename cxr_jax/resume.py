@@ -1,0 +1,89 @@
+"""Going on with a run: what may differ, where the data stands, and going back after numbers that are not finite.
+
+In: what the checkpoint says of the run, and the config of the command that continues it. Out: the `meta` it goes on
+with. Batch t is records `order[(t + data_skip) B + r]`: everything here moves that one integer.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cxr_jax import config as door
+from cxr_jax.config import require
+from cxr_jax.loop import NumericError
+
+# What may change between starting a run and continuing it, because no result depends on it.
+FREE_KEYS = ("log.", "probe.", "checkpoint.", "mesh.", "numerics.", "allow_change", "data.path", "data.threads")
+FREE_KEYS += ("data.prefetch",)
+# What the shapes of the state follow from: no permission changes it.
+FIXED_KEYS = ("model.", "heads.", "decoder.", "head.", "objective.name", "seed")
+CARRIED = ("data_skip", "init", "owed", "collapse", "rollbacks")
+ON_NONFINITE = ("stop", "rollback")
+
+
+def check_same_config(saved: dict[str, Any], config: dict[str, Any], workdir: Path) -> dict[str, list]:
+    """Refuse to continue a run under another config, but for what `config.allow_change` names (keys or sections).
+
+    Returns the changes that were allowed, `{key: [old, new]}`.
+    """
+    allowed = tuple(config["allow_change"])
+    fixed = [key for key in allowed if f"{key}.".startswith(FIXED_KEYS) or key in FIXED_KEYS]
+    require(not fixed, f"config.allow_change={allowed}: {', '.join(fixed)} cannot change within a run; start a new one")
+    changed = door.diff(door.flatten(saved), door.flatten(config))
+    changed = {key: values for key, values in changed.items() if not key.startswith(FREE_KEYS)}
+    named = {key: values for key, values in changed.items() if any(_within(key, name) for name in allowed)}
+    refused = {key: values for key, values in changed.items() if key not in named}
+    text = "; ".join(f"config.{key} was {old!r} and is {new!r}" for key, (old, new) in list(refused.items())[:4])
+    text += f"; and {len(refused) - 4} more" if len(refused) > 4 else ""
+    keys = "('" + "','".join(list(refused)[:4]) + "',)"
+    require(
+        not refused,
+        f"{workdir} holds a run of another config: {text}; take another --workdir, the same values, or "
+        f'--config.allow_change="{keys}"',
+    )
+    return named
+
+
+def _within(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.")
+
+
+def check_same_data(saved: dict[str, Any], fingerprint: str, config: dict[str, Any], workdir: Path) -> None:
+    """Refuse to continue on another dataset, unless `config.allow_change` names `data`."""
+    require(
+        saved["fingerprint"] == fingerprint or "data" in config["allow_change"],
+        f"{workdir} was trained on another dataset than {config['data']['path']} (fingerprint "
+        f"{saved['fingerprint'][:12]}, found {fingerprint[:12]}); take that, or --config.allow_change=\"('data',)\"",
+    )
+
+
+def data_skip_after(step: int, data_skip: int, old_batch: int, new_batch: int) -> int:
+    """The skip with which batches of another size go on where the old ones stopped, or less than a batch after."""
+    return -(-(step + data_skip) * old_batch // new_batch) - step
+
+
+def carried(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """What a run goes on with from its checkpoint: where its data stands, what it owes, what it has seen."""
+    found = {name: saved[name] for name in CARRIED if name in saved}
+    old = saved["config"]["batch_size"]
+    if old != config["batch_size"]:
+        found["data_skip"] = data_skip_after(saved["step"], saved["data_skip"], old, config["batch_size"])
+    return found
+
+
+def roll_back(
+    error: NumericError, steps: Sequence[int], meta: dict[str, Any], limit: int
+) -> tuple[int, dict[str, Any]]:
+    """The checkpoint, of `steps`, to go back to, and what `meta` then says: the data moves past the bad range.
+
+    The newest is taken, or, where a run failed again without a newer one, the one before: its parameters may hold what
+    went wrong. Raises `error` itself when there is none left or `limit` rollbacks were made.
+    """
+    before: Sequence[dict[str, int]] = meta.get("rollbacks", ())
+    usable = sorted(set(steps) - {entry["to_step"] for entry in before})
+    if len(before) >= limit or not usable:
+        raise error
+    good = usable[-1]
+    data_skip = meta["data_skip"] + error.step + 1 - good
+    entry = {"failed_step": error.step, "to_step": good, "data_skip": data_skip}
+    return good, {"data_skip": data_skip, "rollbacks": [*before, entry]}
