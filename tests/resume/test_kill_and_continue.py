@@ -4,113 +4,12 @@ Every run is a real process of the training entry. They share a cache of compile
 that this file does.
 """
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from cxr_jax.metrics import is_clock
-
-ROOT = Path(__file__).parents[2]
-STEPS, SAVE_EVERY = 12, 4
-OVERRIDES = {
-    "batch_size": 16,
-    "total_steps": STEPS,
-    "model.image_size": 32,
-    "model.width": 32,
-    "model.layer_scale": 1.0,
-    "model.drop_path": 0.4,
-    "crops.global_size": 32,
-    "crops.local_size": 16,
-    "crops.num_local": 1,
-    "objective.group_size": 2,
-    "heads.dino_head.num_prototypes": 64,
-    "heads.ibot_head.num_prototypes": 64,
-    "checkpoint.every_steps": SAVE_EVERY,
-    "log.every_steps": 1,
-    "log.tensorboard": False,
-}
-
-
-class Runner:
-    """Starts the training entry on one dataset."""
-
-    def __init__(self, dataset: Path, cache: Path):
-        self._dataset, self._cache = dataset, cache
-
-    def start(self, workdir: Path, *, devices: int = 1, **overrides) -> subprocess.Popen:
-        """The training as a process; `overrides` are written with `__` for dots."""
-        values = OVERRIDES | {key.replace("__", "."): value for key, value in overrides.items()}
-        environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(self._cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "NPROC": "16",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-        }
-        command = [sys.executable, "-m", "cxr_jax.train", "--config=configs/smoke.py", f"--workdir={workdir}"]
-        command += [f"--config.data.path={self._dataset}", *(f"--config.{k}={v}" for k, v in values.items())]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-
-    def finish(self, workdir: Path, **options) -> str:
-        """Run to the end; returns stdout."""
-        process = self.start(workdir, **options)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        return out
-
-    def refuse(self, workdir: Path, **options) -> str:
-        """Run, expecting exit code 2 and one line on stderr, which is returned."""
-        process = self.start(workdir, **options)
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 2, err
-        assert len(err.strip().splitlines()) == 1
-        return err
-
-    def kill_when(self, workdir: Path, reached: Callable[[], bool]) -> None:
-        """Start, and kill the process as soon as `reached()`."""
-        process = self.start(workdir)
-        deadline = time.monotonic() + 300
-        while not reached():
-            assert process.poll() is None, f"the run ended before it could be killed: {process.communicate()[1]}"
-            assert time.monotonic() < deadline
-            time.sleep(0.0005)
-        process.kill()
-        process.communicate()
-
-
-def lines(workdir: Path) -> list[str]:
-    path = workdir / "metrics.jsonl"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def rows(workdir: Path) -> list[dict]:
-    """metrics.jsonl without what a clock wrote."""
-    return [{key: v for key, v in json.loads(line).items() if not is_clock(key)} for line in lines(workdir)]
-
-
-def half_written(workdir: Path) -> list[str]:
-    folder = workdir / "checkpoints"
-    return [path.name for path in folder.glob("*") if not path.name.isdigit()] if folder.is_dir() else []
-
-
-@pytest.fixture(scope="module")
-def runner(phantom_dataset, tmp_path_factory) -> Runner:
-    return Runner(phantom_dataset, tmp_path_factory.mktemp("compiled"))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(runner, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    runner.finish(workdir)
-    assert [row["step"] for row in rows(workdir)] == list(range(STEPS))
-    return workdir
+from tests.resume.runs import SAVE_EVERY, STEPS, half_written, lines, rows
 
 
 def test_killed_between_saves(runner, uninterrupted, tmp_path):
