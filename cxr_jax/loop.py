@@ -31,9 +31,9 @@ from cxr_jax.state import NONFINITE_LIMIT, TrainState, term_names
 class NumericError(RunError):
     """Training stopped because loss or gradients were not finite several steps in a row; `step` is the last of them."""
 
-    def __init__(self, step: int, message: str):
-        super().__init__(f"step {step}: {message}")
-        self.step = step
+    def __init__(self, step: int, what: str, advice: str = ""):
+        super().__init__(f"step {step}: {what}" + (f"; {advice}" if advice else ""))
+        self.step, self.what = step, what
 
 
 @runtime_checkable
@@ -241,5 +241,6 @@ def check_finite(
     raise NumericError(
         step,
         f"{', '.join(causes)} not finite, {int(health['nonfinite_in_a_row'])} updates skipped "
-        f"({NONFINITE_LIMIT} in a row end a run); {advice}",
+        f"({NONFINITE_LIMIT} in a row end a run)",
+        advice,
     )

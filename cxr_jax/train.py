@@ -218,7 +218,8 @@ def main() -> None:
                 meta |= carried(saved, meta["config"]) | back
                 if first_process:
                     print(
-                        f"warning: {error}; going back to step {int(state.step)}, past these batches", file=sys.stderr
+                        f"warning: step {error.step}: {error.what}; going back to step {good}, past these batches",
+                        file=sys.stderr,
                     )
     finally:
         phases.close()

@@ -40,6 +40,8 @@ def training(phantom_dataset, monkeypatch, compiled_once):
             config.checkpoint.every_steps = SAVE_EVERY
             config.numerics.update(numerics)
         monkeypatch.setattr(SelfDistillation, "loss", loss)
+        # A lock is its process's until that ends, and here one process runs twice.
+        monkeypatch.setattr(train.door, "lock_workdir", lambda workdir: workdir.mkdir(exist_ok=True))
         monkeypatch.setattr(train, "train_batches", partial(batches, poisoned))
         return run(config, workdir, monkeypatch)
 
@@ -60,7 +62,7 @@ def test_going_back_and_past_the_bad_batches(training, tmp_path, capsys):
     assert "going back to step 4, past these batches" in capsys.readouterr().err
     rows = skipped(tmp_path)
     assert [row["step"] for row in rows] == [5, 6, 7]
-    assert all(len(set(row["image_ids"])) == 8 for row in rows)
+    assert all(len(row["image_ids"]) == 16 for row in rows)
 
 
 def test_a_kill_after_a_rollback_goes_the_same_way(training, tmp_path):
