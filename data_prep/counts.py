@@ -1,74 +1,60 @@
 """Counts of what was written, for the manifest.
 
-In: each outcome (`Made`) with its split. Out: `counts`, `canvas` and `skipped` of the manifest. Patients are held
-as 8-byte hashes, everything else as totals.
+In: the columns, splits and patients of the kept rows. Out: `counts` and `canvas` of the manifest. The same function
+counts what is made and, in `validate`, what is found.
 """
 
-from collections import Counter as Tally
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8, UInt64
+
 from cxr_jax.data.records import NEGATIVE, POSITIVE, SEXES, SPLITS, UNKNOWN_LABEL, VIEWS
-from data_prep.parallel import Made
-from data_prep.splits import stable_hash
+from data_prep.columns import Columns
 
-_LABEL_NAMES = {POSITIVE: "positive", NEGATIVE: "negative", UNKNOWN_LABEL: "unknown"}
+_LABEL_NAMES = {"positive": POSITIVE, "negative": NEGATIVE, "unknown": UNKNOWN_LABEL}
 
 
-class Counter:
-    """Counts outcomes; `images` is the number of records so far, `skipped` the images left out."""
+def count(
+    columns: Columns,
+    rows: np.ndarray,
+    split: UInt8[np.ndarray, "n"],
+    patient: UInt64[np.ndarray, "n"],
+    vocabulary: tuple[str, ...],
+) -> dict[str, Any]:
+    """The manifest's `counts` of these rows; names that could occur but did not have the count 0."""
+    split, patient, labels = split[rows], patient[rows], columns.labels[rows]
+    splits = [name for code, name in enumerate(SPLITS) if (split == code).any()]
+    here = {name: split == SPLITS.index(name) for name in splits}
+    patients = {name: len(np.unique(patient[here[name]])) for name in splits}
+    mask, boxes = columns.annotated[rows].sum(0).tolist()
+    return {
+        "images": len(rows),
+        "patients": sum(patients.values()),
+        "images_with_mask": mask,
+        "images_with_boxes": boxes,
+        "source": {name: number for name, number in sorted(_named(columns.source[rows], columns.sources)) if number},
+        "split": {name: int(here[name].sum()) for name in splits},
+        "patients_per_split": patients,
+        "view": dict(_named(columns.view[rows], VIEWS)),
+        "sex": dict(_named(columns.sex[rows], SEXES)),
+        "label": _labels(labels, vocabulary),
+        "label_per_split": {name: _labels(labels[here[name]], vocabulary) for name in splits},
+    }
 
-    def __init__(self, vocabulary: tuple[str, ...]):
-        self._vocabulary = vocabulary
-        self._totals: dict[str, Tally[str]] = {name: Tally() for name in ("source", "split", "view", "sex")}
-        self._labels = {split: [Tally() for _ in vocabulary] for split in SPLITS}
-        self._patients: dict[str, set[int]] = {split: set() for split in SPLITS}
-        self._with_mask = self._with_boxes = 0
-        self.images = 0
-        self.canvas = {"height": 0, "width": 0}
-        self.skipped: list[dict[str, str]] = []
 
-    def add(self, made: Made, split: str) -> None:
-        """Counts one outcome; an error counts as skipped."""
-        record = made.record
-        if record is None:
-            self.skipped.append({"file": made.sample.key, "reason": made.error})
-            return
-        self.images += 1
-        self.canvas["height"] = max(self.canvas["height"], record.height)
-        self.canvas["width"] = max(self.canvas["width"], record.width)
-        self._totals["split"][split] += 1
-        for name in ("source", "view", "sex"):
-            self._totals[name][getattr(record, name)] += 1
-        for tally, label in zip(self._labels[split], record.labels, strict=True):
-            tally[_LABEL_NAMES[label]] += 1
-        self._patients[split].add(stable_hash(record.patient_id, 0))
-        self._with_mask += bool(record.mask)
-        self._with_boxes += bool(record.boxes)
+def canvas(columns: Columns, rows: np.ndarray) -> dict[str, int]:
+    """The largest stored height and width, px."""
+    height, width = columns.size[rows].max(0).tolist()
+    return {"height": height, "width": width}
 
-    def counts(self) -> dict[str, Any]:
-        """The manifest's `counts`; names that could occur but did not have the count 0."""
-        splits = [split for split in SPLITS if self._totals["split"][split]]
-        per_split = {
-            split: {
-                label: {name: tally[name] for name in _LABEL_NAMES.values()}
-                for label, tally in zip(self._vocabulary, self._labels[split], strict=True)
-            }
-            for split in splits
-        }
-        label = {
-            name: {kind: sum(per_split[split][name][kind] for split in splits) for kind in _LABEL_NAMES.values()}
-            for name in self._vocabulary
-        }
-        return {
-            "images": self.images,
-            "patients": sum(len(patients) for patients in self._patients.values()),
-            "images_with_mask": self._with_mask,
-            "images_with_boxes": self._with_boxes,
-            "source": dict(sorted(self._totals["source"].items())),
-            "split": {split: self._totals["split"][split] for split in splits},
-            "patients_per_split": {split: len(self._patients[split]) for split in splits},
-            "view": {view: self._totals["view"][view] for view in VIEWS},
-            "sex": {sex: self._totals["sex"][sex] for sex in SEXES},
-            "label": label,
-            "label_per_split": per_split,
-        }
+
+def _named(codes: np.ndarray, names: tuple[str, ...] | list[str]) -> list[tuple[str, int]]:
+    return list(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
+
+
+def _labels(labels: np.ndarray, vocabulary: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    return {
+        label: {name: int((labels[:, index] == value).sum()) for name, value in _LABEL_NAMES.items()}
+        for index, label in enumerate(vocabulary)
+    }

@@ -1,10 +1,10 @@
-"""Runs `make_record` over samples on several processes, in order, with a bounded number in flight.
+"""Runs a pure function over tasks on several processes: results in order, a bounded number in flight.
 
-In: samples and a reader's `make_record`. Out: one `Made` per sample, in the samples' order whatever the number of
-workers, so that the bytes written do not depend on it. Memory does not grow with the number of samples.
+In: a picklable function and its tasks. Out: the results, in the tasks' order whatever the number of workers. Memory
+does not grow with the number of tasks. Leaving the generator early ends the workers at once: what they write appears by
+rename, so nothing half done is left.
 """
 
-import dataclasses
 import itertools
 import logging
 import multiprocessing
@@ -14,71 +14,53 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
-from cxr_jax.data.records import DataError, Record, encode_record
-from data_prep.readers import Sample
-
-SAMPLES_PER_TASK = 8
-TASKS_IN_FLIGHT_PER_WORKER = 3
+Task, Result = TypeVar("Task"), TypeVar("Result")
+IN_FLIGHT_PER_WORKER = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """One sample's outcome: `payload` and `record` (its image and mask bytes dropped), or the `error` line."""
+def run_ordered(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """Yields `function(task)` of each task in order; in this process if `workers` is at most 1.
 
-    sample: Sample
-    payload: bytes = b""
-    record: Record | None = None
-    error: str = ""
-
-
-def make(sample: Sample, make_record: Callable[[Any], Record]) -> Made:
-    """Makes and encodes one record; data that cannot be used becomes `Made.error`."""
-    try:
-        record = make_record(sample)
-        payload = encode_record(record)
-    except DataError as error:
-        return Made(sample, error=str(error))
-    has_mask = b"mask" if record.mask else b""
-    return Made(sample, payload, dataclasses.replace(record, image=b"", mask=has_mask))
-
-
-def make_all(samples: Iterable[Sample], make_record: Callable[[Any], Record], workers: int) -> Iterator[Made]:
-    """Yields `make(sample, make_record)` of each sample in order; in this process if `workers` is at most 1."""
+    Raises what the function raises, and BrokenProcessPool if a worker dies.
+    """
     if workers <= 1:
-        for sample in samples:
-            yield make(sample, make_record)
+        yield from map(function, tasks)
         return
     # Spawned, not forked: the parent holds threads of the ArrayRecord writer.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(make_record,))
-    in_flight: deque[Future[list[Made]]] = deque()
-    samples = iter(samples)
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(function, stop))
+    in_flight: deque[Future[Any]] = deque()
+    tasks = iter(tasks)
+    finished = False
     try:
         while True:
-            while len(in_flight) < workers * TASKS_IN_FLIGHT_PER_WORKER:
-                task = list(itertools.islice(samples, SAMPLES_PER_TASK))
-                if not task:
-                    break
-                in_flight.append(pool.submit(_make_task, task))
+            for task in itertools.islice(tasks, workers * IN_FLIGHT_PER_WORKER - len(in_flight)):
+                in_flight.append(pool.submit(_run, task))
             if not in_flight:
+                finished = True
                 return
-            yield from in_flight.popleft().result()
+            yield in_flight.popleft().result()
     finally:
+        if not finished:
+            stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker_make_record: Callable[[Any], Record]
+_worker_function: Callable[[Any], Any]
 
 
-def _start_worker(make_record: Callable[[Any], Record]) -> None:
-    global _worker_make_record
-    _worker_make_record = make_record
-    # The parent handles Ctrl-C and shuts the pool down.
+def _start_worker(function: Callable[[Any], Any], stop: Any) -> None:
+    global _worker_function
+    _worker_function = function
+    # The parent handles Ctrl-C and stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_libraries()
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    # A worker whose parent was killed would wait for tasks for ever.
+    for wait in (multiprocessing.parent_process().join, stop.wait):
+        threading.Thread(target=_exit_after, args=(wait,), daemon=True).start()
 
 
 def quiet_libraries() -> None:
@@ -86,11 +68,10 @@ def quiet_libraries() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def _exit_with_parent() -> None:
-    """A worker whose parent was killed would wait for tasks for ever."""
-    multiprocessing.parent_process().join()
+def _exit_after(wait: Callable[[], object]) -> None:
+    wait()
     os._exit(1)
 
 
-def _make_task(samples: list[Sample]) -> list[Made]:
-    return [make(sample, _worker_make_record) for sample in samples]
+def _run(task: Any) -> Any:
+    return _worker_function(task)

@@ -5,7 +5,6 @@ patient's split depends on nothing but its id and the seed, so adding patients n
 """
 
 import hashlib
-from collections.abc import Iterable
 
 from cxr_jax.data.records import SPLITS, DataError
 
@@ -44,15 +43,3 @@ def parse_split(text: str, where: str) -> str:
     if split is None:
         raise DataError(f"{where}: split is {text!r}; legal: {', '.join(SPLIT_NAMES)}")
     return split
-
-
-def check_patients(rows: Iterable[tuple[str, str]], where: str) -> None:
-    """Raises DataError, naming the first such patient, if a patient of the (patient, split) rows is in two splits."""
-    seen: dict[str, str] = {}
-    for patient_id, split in rows:
-        other = seen.setdefault(patient_id, split)
-        if other != split:
-            raise DataError(
-                f"{where}: patient {patient_id} is in the splits {other} and {split}; give each patient one split, "
-                "or drop the column with --split_column= to draw splits by patient"
-            )

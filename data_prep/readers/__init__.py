@@ -11,7 +11,7 @@ from typing import Any
 from cxr_jax.data.records import Record
 
 READERS = (
-    "folder", "dicom_folder", "medmnist", "phantom", "brax", "chexpert", "jsrt", "mimic_cxr", "montgomery",
+    "folder", "dicom_folder", "datasets", "medmnist", "phantom", "brax", "chexpert", "jsrt", "mimic_cxr", "montgomery",
     "nih_chestxray14", "padchest", "rsna_pneumonia", "shenzhen", "tbx11k", "vindr_cxr",
 )  # fmt: skip
 

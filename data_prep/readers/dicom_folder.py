@@ -26,7 +26,6 @@ from data_prep.images import ImageSettings, store_mask
 from data_prep.readers import Source, listing
 from data_prep.readers.listing import Labels, ListedSample
 from data_prep.readers.table import Row
-from data_prep.splits import check_patients
 
 MODALITIES = ("CR", "DX", "RG", "UNSET")
 BODY_PARTS = ("CHEST", "THORAX", "LUNG", "UNSET")
@@ -57,14 +56,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--patient_ids", choices=("hash", "keep"), default="hash", help="store patient and study ids hashed, or as are"
     )
     parser.add_argument("--patient_salt", default="", help="secret text that enters the hash; the same gives the same")
-    parser.add_argument("--views", type=_views, default=VIEWS, help="take these views only, as AP,PA")
     for name, default in (("modalities", MODALITIES), ("body_parts", BODY_PARTS)):
         text = f"take these only, {UNSET} being files that do not say ('' for all); {','.join(default)}"
         parser.add_argument(f"--{name}", type=_upper_names, default=default, help=text)
 
 
 def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
-    """Lists the folder; raises DataError for what is missing, contradictory or in two splits."""
+    """Lists the folder; raises DataError for what is missing or contradictory."""
     pydicom()  # a missing package is told before the first file is
     root: Path = args.input
     files = listing.files_below(root, args.follow_links, lambda name: name.upper() != "DICOMDIR")
@@ -76,8 +74,6 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
     samples = _samples(chosen, headers, labels, args, notes)
     if not samples:
         raise DataError(f"{root}: holds no DICOM image to take{''.join(f'; {note}' for note in notes)}")
-    if labels.has_split:
-        check_patients(((sample.patient_id, sample.split) for sample in samples), str(labels.path))
     return Source(
         name=listing.dataset_name(root),
         vocabulary=labels.vocabulary,
@@ -88,7 +84,6 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
             "boxes": labels.boxes_path.name if labels.boxes_path else "",
             "patient_ids": args.patient_ids,
             "patient_salt": bool(args.patient_salt),
-            "views": list(args.views),
             "modalities": list(args.modalities),
             "body_parts": list(args.body_parts),
         },
@@ -212,7 +207,7 @@ def _why_not(header: DicomHeader, view: str, args: argparse.Namespace) -> str:
     words = {*re.split(r"[\W_]+", header.body_part), header.body_part} if header.body_part else {UNSET}
     if args.body_parts and not words & set(args.body_parts):
         return f"show {_shown(header.body_part, header)} (--body_parts)"
-    if view not in args.views:
+    if args.views and view not in args.views:
         return f"have the view {view} (--views)"
     return ""
 
@@ -229,13 +224,6 @@ def _identity(text: str, header: DicomHeader | None, args: argparse.Namespace) -
     """A patient or study id as it is stored: hashed unless ids are kept, and always where it holds the name."""
     keep = args.patient_ids == "keep" and not (header and holds(text, header.private_words))
     return text if keep else hash_id(text, args.patient_salt)
-
-
-def _views(text: str) -> tuple[str, ...]:
-    views = _upper_names(text)
-    if not views or not set(views) <= set(VIEWS):
-        raise argparse.ArgumentTypeError(f"{text!r} must name some of {', '.join(VIEWS)}")
-    return views
 
 
 def _upper_names(text: str) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ from cxr_jax.data.records import DataError, Record
 from data_prep.images import SUFFIXES, ImageSettings, store_image, store_mask
 from data_prep.readers import Source, listing
 from data_prep.readers.listing import Labels, ListedSample
-from data_prep.splits import check_patients
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
-    """Lists the folder; raises DataError for what is missing, contradictory or in two splits."""
+    """Lists the folder; raises DataError for what is missing or contradictory."""
     root: Path = args.input
     files = listing.files_below(root, args.follow_links, lambda name: name.lower().endswith(SUFFIXES))
     labels = listing.open_labels(args, files)
@@ -36,8 +35,6 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
     name = listing.dataset_name(root)
     defaults = (args.source or args.name or name, args.view or "UNKNOWN", args.patient_pattern)
     samples = [_sample(file, labels, defaults) for file in chosen]
-    if labels.has_split:
-        check_patients(((sample.patient_id, sample.split) for sample in samples), str(labels.path))
     if all(sample.patient_id == sample.key for sample in samples):
         notes.append("no patient is named, so each image counts as a patient (--patient_pattern finds them in paths)")
     return Source(

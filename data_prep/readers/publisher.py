@@ -247,10 +247,10 @@ class Listing:
             share = train / (train + val) if train + val else 1.0
             split = draw_split(patient_id, self._args.seed, (share, 1 - share, 0.0))
         other = self._patients.setdefault(patient_id, split)
-        if other != split:
+        if other != split and self._args.on_crossing == "stop":
             raise DataError(
                 f"{self.root}: the published splits put patient {patient_id} into {other} and {split}; "
-                "give --splits=drawn to draw them by patient"
+                "give --splits=drawn to draw them by patient, or --on_crossing=drop to keep those of test, else val"
             )
         return split
 

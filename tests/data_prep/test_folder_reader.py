@@ -78,13 +78,6 @@ def test_files_the_table_does_not_name_need_a_flag(tmp_path):
     assert (samples[-1].key, samples[-1].labels, samples[-1].split) == ("images/extra.jpg", (-1, -1), "train")
 
 
-def test_a_patient_in_two_splits_is_named(tmp_path):
-    folder = write_folder(tmp_path / "in", 4, split=["train", "train", "val", "test"])
-    with pytest.raises(DataError, match="patient p1 is in the splits val and test"):
-        open_folder(folder)
-    assert {sample.split for sample in open_folder(folder, "--split_column=").samples} == {""}
-
-
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -1,0 +1,40 @@
+"""Files that appear whole: written under another name, flushed to the disk, renamed."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+UNFINISHED = ".unfinished"
+
+
+@contextlib.contextmanager
+def appear(file: Path) -> Iterator[Path]:
+    """Gives a path to write to, which becomes `file` when the block ends without an error and is removed otherwise.
+
+    The name is new each time, so that several processes may write the same file.
+    """
+    unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
+    try:
+        yield unfinished
+        _flush(unfinished)
+        unfinished.replace(file)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Writes a whole file."""
+    with appear(file) as unfinished:
+        unfinished.write_bytes(content)
+
+
+def _flush(file: Path) -> None:
+    """Without this, a machine that loses power could show the new name with no content."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

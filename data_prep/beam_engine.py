@@ -1,0 +1,83 @@
+"""Runs a pure function over tasks on Apache Beam: the same results as local processes, on other machines.
+
+In: a picklable function and its tasks. Out: the results, in the tasks' order, once all are done. Tasks and results
+travel as text files (`sample_text`) in a folder that every worker sees; the job's graph holds only their names and
+sha256, so a million images do not make it larger than a runner takes. A retried or doubled task writes the same bytes.
+"""
+
+import functools
+import hashlib
+import logging
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cxr_jax.data.records import DataError
+from data_prep.atomic import write_bytes
+from data_prep.parallel import quiet_libraries
+from data_prep.readers import FlagError
+from data_prep.sample_text import from_text, to_text
+
+try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ImportError:
+    beam = None
+
+
+class BeamEngine:
+    """Calls run one Beam job each.
+
+    Args:
+      runner: Beam's name of a runner.
+      options: Beam's own flags in one string.
+      workers: processes of the DirectRunner; other runners have flags of their own.
+      folder: where tasks and results are put; every worker must see it under this path.
+
+    Raises FlagError if Beam is not installed or does not know the options.
+    """
+
+    def __init__(self, runner: str, options: str, workers: int, folder: Path):
+        if beam is None:
+            raise FlagError("--beam_runner needs Apache Beam: python -m pip install -r requirements-beam.txt")
+        self._runner, self._folder = runner, folder.absolute()
+        flags = shlex.split(options)
+        if runner == "DirectRunner" and workers > 1:
+            flags = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}", *flags]
+        if runner == "DataflowRunner":
+            # Workers import what the functions are made of from the container; the session's state is not shipped.
+            flags = ["--save_main_session=false", *flags]
+        self._options = PipelineOptions(flags)
+        unknown = [flag for flag in flags if flag.split("=")[0][2:] not in self._options.get_all_options()]
+        if unknown:
+            raise FlagError(f"--beam_options: Beam knows no {unknown[0]}")
+        logging.getLogger("apache_beam").setLevel(logging.ERROR)
+
+    def __call__(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        files = []
+        for number, task in enumerate(tasks):
+            content = to_text(task).encode()
+            write_bytes(self._folder / f"{number:06d}.task", content)
+            files.append((f"{number:06d}", hashlib.sha256(content).hexdigest()))
+        if files:
+            run = functools.partial(run_task, function=function, folder=self._folder)
+            with beam.Pipeline(runner=self._runner, options=self._options) as pipeline:
+                # Without the reshuffle a runner may fuse all tasks into one worker's.
+                _ = pipeline | beam.Create(files) | beam.Reshuffle() | beam.Map(run)
+        for name, _ in files:
+            yield from_text((self._folder / f"{name}.result").read_text())
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def run_task(file: tuple[str, str], function: Callable[[Any], Any], folder: Path) -> None:
+    """Reads one task, proves that it is the one the job was made for, runs it and writes its result."""
+    quiet_libraries()
+    name, sha256 = file
+    content = (folder / f"{name}.task").read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(f"{folder / name}.task: is not what this job wrote")
+    write_bytes(folder / f"{name}.result", to_text(function(from_text(content.decode()))).encode())
