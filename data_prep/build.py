@@ -73,6 +73,8 @@ def build_source(source: Source, args: argparse.Namespace) -> Manifest:
         for note in curated.notes:
             print(note)
         if not curated.kept.any():
+            if not columns.made.any():
+                folder.drop_work()
             raise DataError(f"no image could be used; the first of {len(listing)}: {_first_reason(columns, curated)}")
         shards = plan_shards(name, listing, columns, curated.kept, args.shard_mb * 2**20)
         written = write_shards(shards, maker, folder, engine)

@@ -73,6 +73,10 @@ class BuildingFolder:
         """Whether a finished chunk or shard is there."""
         return any(self.parts.glob("*.npz")) or any(self.parts.glob("*.json"))
 
+    def drop_work(self) -> None:
+        """Removes the chunks and shards."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+
     def claim(self, plan: Mapping[str, Any], restart: bool) -> bool:
         """Makes the folder this build's; returns whether an earlier run of it left work to continue with.
 

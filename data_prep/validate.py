@@ -77,7 +77,7 @@ def validate(folder: Path, workers: int, dedup: str, bits: int, least_correlatio
     facts = dict(zip(manifest.shards, run_ordered(shard_facts, files, workers), strict=True))
     size = sum(file.stat().st_size for file in files if file.is_file())
     yield Check("shards", f"{len(facts)} files, {size / 2**20:.0f} MiB", _shard_faults(folder, manifest, facts))
-    lengths = {name: length for name, (_, length) in facts.items()}
+    lengths = {name: max(length, 0) for name, (_, length) in facts.items()}
     yield Check("metadata", "what TFDS opens", _metadata_faults(folder, manifest, lengths))
     spans = _spans(folder, lengths)
     total = sum(lengths.values())

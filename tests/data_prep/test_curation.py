@@ -107,11 +107,11 @@ def test_views_and_quality(tmp_path):
     manifest, ids = built(tmp_path, "--views=PA,AP", "--dedup=none")
     assert ids == {"test": [0], "val": [4, 6], "train": [8, 10, 12, 14]}
     lines = dropped(tmp_path)
-    assert lines[2]["reason"] == "blank: contrast below 32" and lines[3]["reason"] == "view is LATERAL"
+    assert lines[2]["reason"] == "blank: contrast below 16" and lines[3]["reason"] == "view is LATERAL"
     assert manifest.counts["curation"]["dropped"] == {"blank": 1, "other view": 8}
     measured = manifest.counts["curation"]["quality"]
     assert measured["contrast"]["min"] < 10 and measured["side_px"]["max"] == 256
-    assert manifest.settings["curation"]["limits"]["min_contrast"] == 32
+    assert manifest.settings["curation"]["limits"]["min_contrast"] == 16
     _, ids = built(tmp_path, "--quality_filter=off", "--dedup=none", "--overwrite")
     assert ids["test"] == [0, 1, 2, 3]
     _, ids = built(tmp_path, "--min_side_px=100", "--dedup=none", "--overwrite")

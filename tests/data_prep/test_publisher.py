@@ -21,7 +21,7 @@ from data_prep.readers import READERS
 from data_prep.readers.labels import Labels
 from data_prep.readers.published_table import parse_years
 
-PUBLISHED = [name for name in READERS if name not in ("folder", "dicom_folder", "medmnist", "phantom")]
+PUBLISHED = [name for name in READERS if name not in ("folder", "dicom_folder", "datasets", "medmnist", "phantom")]
 
 
 def fails(capsys, reader, root, *flags):

@@ -34,7 +34,7 @@ NO_RADIOGRAPHS = {
     "checker": (np.uint8(np.indices((256, 256)).sum(0) // 16 % 2 * 255), "too rough for a radiograph"),
     "page": (page(), "one grey level"),
     "panorama": (np.tile(np.arange(200, dtype=np.uint8), (60, 1)).T[:, :60], "too long"),
-    "thumbnail": (RNG.integers(0, 256, (20, 20), dtype=np.uint8), "too small"),
+    "thumbnail": (RNG.integers(0, 256, (12, 12), dtype=np.uint8), "too small"),
     "gradient": (np.tile(np.arange(256, dtype=np.uint8), (256, 1)), "mostly border"),
 }
 

@@ -54,6 +54,12 @@ def run(*flags: str) -> subprocess.CompletedProcess:
     )
 
 
+def run_validate(*flags: str) -> subprocess.CompletedProcess:
+    """Runs the validate command to its end in a process of its own."""
+    called = [sys.executable, "-m", "data_prep.validate", *flags]
+    return subprocess.run(called, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     """All files of a folder by name."""
     return {file.name: file.read_bytes() for file in folder.iterdir()}

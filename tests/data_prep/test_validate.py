@@ -1,0 +1,222 @@
+"""`data_prep.validate` finds every planted fault of a dataset folder, names it on a line, and passes a sound one."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from planted import as_jpeg, brighter, chest
+from tiny_folder import run_validate
+
+from cxr_jax.data.records import Box, Record, encode_record, fingerprint, read_manifest
+from data_prep import build, validate
+from data_prep import columns as columns_of
+from data_prep import counts as counts_of
+from data_prep.dataset_writer import DatasetWriter
+from data_prep.images import encode_mask
+from data_prep.splits import stable_hash
+
+
+def record(number: int, **changes) -> Record:
+    """A good record with a mask and a box."""
+    plain = Record(
+        image=as_jpeg(chest(number)),
+        height=96,
+        width=96,
+        image_id=f"i{number}",
+        patient_id=f"p{number}",
+        view="PA",
+        labels=(1, -1),
+        mask=encode_mask(np.eye(96, dtype=bool)),
+        boxes=(Box("Mass", 1.0, 2.0, 30.0, 40.0),),
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+GOOD = {"train": [record(i) for i in range(6)], "val": [record(6), record(7)], "test": [record(8)]}
+
+
+def write(folder, records=GOOD, payloads=None, **changes):
+    """A dataset of these records with a true manifest, `changes` to it apart; `payloads` replaces some of them."""
+    rows = [(split, one) for split, given in records.items() for one in given]
+    columns = columns_of.empty(len(rows), 2)
+    for row, (_, one) in enumerate(rows):
+        columns_of.put(columns, row, dataclasses.replace(one, labels=one.labels[:2]), b"")
+    code = np.array([("train", "val", "test").index(split) for split, _ in rows], np.uint8)
+    patient = np.array([stable_hash(one.patient_id, 0) for _, one in rows], np.uint64)
+    every = np.arange(len(rows))
+    with DatasetWriter(folder, "planted", 1 << 16, overwrite=False) as writer:
+        for split, one in rows:
+            writer.add(split, (payloads or {}).get(one.image_id) or encode_record(one))
+        base = build.Manifest(
+            name="planted",
+            tool_version="2",
+            vocabulary=("Edema", "Mass"),
+            canvas=counts_of.canvas(columns, every),
+            counts=counts_of.count(columns, every, code, patient, ("Edema", "Mass")),
+            shards={},
+        )
+        writer.finish(dataclasses.replace(base, **changes))
+    return folder
+
+
+def faults(capsys, folder, *flags) -> list[str]:
+    """Fault lines of the command, whose exit code must fit."""
+    code = validate.main([f"--data={folder}", "--workers=0", *flags])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fault: ")]
+    assert code == (3 if lines else 0)
+    return lines
+
+
+def test_a_sound_dataset_passes_with_a_table(tmp_path, capsys):
+    write(tmp_path / "data")
+    assert validate.main([f"--data={tmp_path}/data", "--workers=0"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0].strip() for line in out[:-1]] == [
+        "manifest", "shards", "metadata", "records", "image ids", "splits", "counts", "exact duplicates",
+        "near duplicates",
+    ]  # fmt: skip
+    assert all(line.endswith(" ok") for line in out[:-1]) and out[-1].endswith(": sound")
+
+
+def test_two_workers_say_the_same(tmp_path, capsys):
+    write(tmp_path / "data", {"train": [record(0), record(1)], "test": [record(2, patient_id="p0")]})
+    here = faults(capsys, tmp_path / "data")
+    done = run_validate(f"--data={tmp_path}/data", "--workers=2")
+    assert done.returncode == 3
+    assert [line for line in done.stderr.splitlines() if line.startswith("fault: ")] == here
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("good") / "data")
+
+
+def copied(good, tmp_path):
+    return shutil.copytree(good, tmp_path / "data")
+
+
+def test_a_flipped_bit_a_cut_and_a_missing_shard(good, tmp_path, capsys):
+    folder = copied(good, tmp_path)
+    shards = [next(folder.glob(f"*-{split}.*")) for split in ("train", "val", "test")]
+    content = bytearray(shards[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    shards[0].write_bytes(content)
+    shards[1].write_bytes(shards[1].read_bytes()[:1000])
+    shards[2].unlink()
+    lines = "\n".join(faults(capsys, folder))
+    assert f"{shards[0].name}: its sha256 is" in lines
+    assert f"{shards[1].name}: is damaged, it cannot be opened" in lines
+    assert f"{shards[2].name}: is missing" in lines
+    assert "dataset_info.json: test has [1] records by shard, found [0]" in lines
+    assert "counts.images: the manifest says 9, found" in lines or "no record can be read" in lines
+
+
+def test_metadata_strangers_and_the_manifest(good, tmp_path, capsys):
+    folder = copied(good, tmp_path)
+    (folder / "planted-train.array_record-00007-of-00009").write_bytes(b"x")
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"][0] = "77"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "dropped.jsonl").write_text("{}\n")
+    lines = faults(capsys, folder)
+    assert len(lines) == 3 and "00007-of-00009: is not in the manifest" in lines[1]
+    assert "dropped.jsonl: was changed, added or removed" in lines[0] and "77" in lines[2]
+    fields = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(fields | {"name": "other"}))
+    (line,) = faults(capsys, folder)
+    assert "changed after the build" in line
+
+
+def test_counts_that_are_not_those_of_the_records(good, tmp_path, capsys):
+    folder = copied(good, tmp_path)
+    fields = json.loads((folder / "manifest.json").read_text())
+    fields["counts"]["view"]["AP"] = 4
+    fields["canvas"]["width"] = 97
+    fields["fingerprint"] = fingerprint(fields)
+    (folder / "manifest.json").write_text(json.dumps(fields))
+    lines = faults(capsys, folder)
+    assert len(lines) == 2 and "counts.view: the manifest says" in lines[0] and "canvas: " in lines[1]
+
+
+def payload_of(**changes) -> bytes:
+    """Bytes of record 5 that no honest writer makes: `encode_record` refuses them."""
+    from tensorflow_datasets.core import example_serializer
+
+    from cxr_jax.data.records import features
+
+    one = dataclasses.asdict(record(5)) | changes
+    one["labels"] = np.asarray(one["labels"], np.int8)
+    kinds = features(2)
+    return (
+        example_serializer.ExampleSerializer(kinds.get_serialized_info())
+        .get_tf_example(kinds.encode_example(one))
+        .SerializeToString()
+    )
+
+
+BAD = {
+    "view": (payload_of(view="FRONTAL"), "view is 'FRONTAL'"),
+    "label": (payload_of(labels=(2, 0)), "each must be 1, 0 or -1"),
+    "size": (payload_of(height=90, mask=b""), "its JPEG is 96x96 pixels, the record says 96x90"),
+    "image": (payload_of(image=as_jpeg(chest(5))[:-300]), "cannot be decoded"),
+    "mask size": (payload_of(mask=encode_mask(np.eye(95, dtype=bool))), "its mask is 95x95"),
+    "mask": (payload_of(mask=b"no png"), "its mask is no PNG"),
+    "box": (payload_of(boxes=[{"label": "M", "x": 80.0, "y": 0.0, "w": 30.0, "h": 5.0}]), "is not inside the image"),
+    "id": (payload_of(patient_id=""), "must not be empty"),
+    "schema": (encode_record(record(5, labels=(1, 0, 1))), "is no record of this dataset's features"),
+    "garbage": (b"\x0a\x05hello", "is no record of this dataset's features"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_record_outside_the_contract_is_named(tmp_path, capsys, name):
+    payload, said = BAD[name]
+    write(tmp_path / "data", payloads={"i5": payload})
+    lines = [line for line in faults(capsys, tmp_path / "data") if "record 5" in line]
+    assert len(lines) == 1 and said in lines[0]
+
+
+def test_leaks_across_splits(tmp_path, capsys):
+    leaky = {
+        "train": [record(0), record(1), record(2), record(3)],
+        "val": [record(4, patient_id="p0"), record(5, image=record(1).image)],
+        "test": [record(6, image=as_jpeg(brighter(chest(2)))), record(7, image_id="i3")],
+    }
+    lines = faults(capsys, write(tmp_path / "data", leaky))
+    assert len(lines) == 4
+    assert "i3 (test): its image_id occurs before, in i3 (train)" in lines[0]
+    assert "patient p0 is in two splits: i0 (train) and i4 (val)" in lines[1]
+    assert "i1 (train) and i5 (val) have equal pixels" in lines[2]
+    assert "i2 (train) and i6 (test) are near duplicates (" in lines[3]
+    assert len(faults(capsys, tmp_path / "data", "--dedup=none")) == 2
+    assert len(faults(capsys, tmp_path / "data", "--dedup=exact")) == 3
+
+
+def test_duplicates_within_a_split_are_no_fault(tmp_path, capsys):
+    twice = GOOD | {"train": [*GOOD["train"], record(9, image=record(0).image)]}
+    assert faults(capsys, write(tmp_path / "data", twice)) == []
+
+
+def test_real_radiographs_and_phantoms_merge_validate_and_open(shared_data, tmp_path, capsys):
+    """63 real radiographs, 30 phantoms: built, merged, proved; a copy of a test image in train is caught."""
+    import tensorflow_datasets as tfds
+
+    real = tmp_path / "real_in"
+    for file in sorted((shared_data / "cxr_small/images").rglob("*.jpg"))[::25]:
+        target = real / file.parent.name / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+    for flags in (
+        ["--reader=folder", f"--input={real}", f"--output={tmp_path}/real"],
+        ["--reader=phantom", "--num_images=30", "--image_px=64", f"--output={tmp_path}/phantom"],
+        ["--reader=datasets", f"--inputs={tmp_path}/real,{tmp_path}/phantom", f"--output={tmp_path}/merged"],
+    ):
+        assert build.main([*flags, "--workers=0"]) == 0
+    capsys.readouterr()
+    assert faults(capsys, tmp_path / "merged") == []
+    manifest = read_manifest(tmp_path / "merged")
+    assert manifest.counts["images"] == 93
+    builder = tfds.builder_from_directory(str(tmp_path / "merged"))
+    assert sum(len(builder.as_data_source(split)) for split in builder.info.splits) == 93
