@@ -26,6 +26,7 @@ from cxr_jax.sharding import path_name
 
 ARRAYS = ("params", "targets", "opt_state")
 FOLDER, TEACHERS = "checkpoints", "teachers"
+META_FILE = "metadata"  # as Orbax's JSON handler reads it
 FORMAT = 2  # of what is written; 1 had no digests
 
 
@@ -100,7 +101,7 @@ def _why_no_run(path: Path) -> str:
 def handlers(*, compress: bool = True) -> dict[str, Any]:
     """Who reads and writes each item."""
     arrays = {item: ocp.PyTreeCheckpointHandler(use_compression=compress) for item in ARRAYS}
-    return arrays | {"meta": ocp.JsonCheckpointHandler()}
+    return arrays | {"meta": ocp.JsonCheckpointHandler(META_FILE)}
 
 
 def _reader(folder: Path) -> ocp.CheckpointManager:

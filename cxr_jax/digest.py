@@ -9,6 +9,7 @@ their order, so one device and a pod agree; the factors are odd, so that any cha
 against damage, not against malice.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -40,15 +41,32 @@ def _digest(bits: Array) -> UInt[Array, ""]:
     return (bits.astype(jnp.uint32) * factors).sum(dtype=jnp.uint32)
 
 
-def digests(tree: Any, everywhere: Sharding | None = None) -> dict[str, int]:
-    """The digest of every array of `tree` by path; `everywhere` is the replicated sharding of a mesh with others."""
+def _all_of(on_host, on_device):
+    bits = on_host | {name: _bits(leaf) for name, leaf in on_device.items()}
+    return {name: _digest(value) for name, value in bits.items()}
+
+
+@functools.cache
+def _program(everywhere: Sharding | None):
+    return jax.jit(_all_of, **({} if everywhere is None else {"out_shardings": everywhere}))
+
+
+def begin(tree: Any, everywhere: Sharding | None = None) -> dict[str, Array]:
+    """The digest of every array of `tree` by path, still on its way: nothing waits for the device.
+
+    `everywhere` is the replicated sharding of a mesh with several processes.
+    """
     flat = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     on_host = {name: _bits(leaf) for name, leaf in flat.items() if isinstance(leaf, np.ndarray)}
     on_device = {name: leaf for name, leaf in flat.items() if name not in on_host}
-    options = {} if everywhere is None else {"out_shardings": everywhere}
+    return _program(everywhere)(on_host, on_device)
 
-    def all_of(on_host, on_device):
-        bits = on_host | {name: _bits(leaf) for name, leaf in on_device.items()}
-        return {name: _digest(value) for name, value in bits.items()}
 
-    return {name: int(value) for name, value in jax.device_get(jax.jit(all_of, **options)(on_host, on_device)).items()}
+def finish(begun: dict[str, Array]) -> dict[str, int]:
+    """The digests as numbers."""
+    return {name: int(value) for name, value in jax.device_get(begun).items()}
+
+
+def digests(tree: Any, everywhere: Sharding | None = None) -> dict[str, int]:
+    """The digest of every array of `tree` by path."""
+    return finish(begin(tree, everywhere))

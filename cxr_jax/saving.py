@@ -8,12 +8,14 @@ so that a half-written step is never picked up. Every array's digest stands in `
 restored. A save that fails costs nothing but itself: it is told, cleaned up, and tried again with a later state.
 """
 
+import json
 import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_args
 from orbax.checkpoint import checkpoint_managers as policies
 
+from cxr_jax import digest
 from cxr_jax.checkpoint import (
     FOLDER,
     FORMAT,
+    META_FILE,
     TEACHERS,
     check_digests,
     check_format,
@@ -35,7 +40,6 @@ from cxr_jax.checkpoint import (
     shapes_by_path,
 )
 from cxr_jax.config import RunError
-from cxr_jax.digest import digests
 from cxr_jax.sharding import replicated
 from cxr_jax.state import TrainState
 
@@ -105,7 +109,7 @@ class Checkpoints:
             (self._run / folder).mkdir(parents=True, exist_ok=True)
             self._clean(folder)
             return ocp.CheckpointManager(
-                self._run / folder, options=options, item_handlers=handlers(compress=self._compress)
+                self._run / folder, options=options, item_handlers=handlers(compress=self._compress) | {"meta": _Meta()}
             )
         except OSError as error:
             raise StorageError(f"{self._run / folder}: cannot be written ({error.strerror or error})") from None
@@ -143,10 +147,10 @@ class Checkpoints:
 
     def _start(self, manager, state, items, meta, metrics) -> None:
         step = int(state.step)
-        found = {item: digests(tree, self._everywhere) for item, tree in items.items()}
+        found = {item: digest.begin(tree, self._everywhere) for item, tree in items.items()}
         meta = meta | {"format": FORMAT, "step": step, "items": sorted(items), "digests": found}
         arrays = {item: ocp.args.PyTreeSave(tree) for item, tree in items.items()}
-        arguments = ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta))
+        arguments = ocp.args.Composite(**arrays, meta=_SaveMeta(meta))
         try:
             # Orbax's own policy would leave out a save while another is under way.
             manager.save(step, args=arguments, metrics=metrics, force=True)
@@ -222,7 +226,7 @@ class Checkpoints:
                 )
                 for item, tree in wanted.items()
             }
-            restored = self._manager.restore(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonRestore()))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**arrays, meta=_RestoreMeta()))
             meta = restored.meta
             check_format(meta, f"{self._run}, step {step}")
             for item in wanted:
@@ -245,6 +249,30 @@ class Checkpoints:
         """Wait and release."""
         for manager in filter(None, (self._manager, self._teachers)):
             manager.close()
+
+
+class _Meta(ocp.JsonCheckpointHandler):
+    """Writes `meta` behind the loop's back, and only there waits for the digests that the devices still compute."""
+
+    async def async_save(self, directory, item=None, args=None):
+        async def write():
+            if jax.process_index() == 0:
+                found = {name: digest.finish(begun) for name, begun in args.item["digests"].items()}
+                (directory / META_FILE).write_text(json.dumps(args.item | {"digests": found}))
+
+        return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="meta")]
+
+
+@checkpoint_args.register_with_handler(_Meta, for_save=True)
+@dataclass
+class _SaveMeta(checkpoint_args.CheckpointArgs):
+    item: dict[str, Any]
+
+
+@checkpoint_args.register_with_handler(_Meta, for_restore=True)
+@dataclass
+class _RestoreMeta(checkpoint_args.CheckpointArgs):
+    pass
 
 
 def items_of(state: TrainState) -> dict[str, Any]:
