@@ -18,6 +18,12 @@ $(VENV)/test: requirements-test.txt $(VENV)/core
 	$(INSTALL) -r requirements-test.txt
 	touch $@
 
+# Apache Beam pins older packages than the core's, so it has an environment of its own.
+$(VENV)/beam/ready: requirements-beam.txt requirements.txt
+	$(PYTHON) -m venv $(VENV)/beam
+	$(VENV)/beam/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-beam.txt
+	touch $@
+
 # Phantom radiographs -> pretraining -> GLoRI on it and on a random network -> report -> Hugging Face folder.
 demo: $(VENV)/core
 	rm -rf $(DEMO)
@@ -32,10 +38,10 @@ demo: $(VENV)/core
 	$(BIN)/python -m cxr_jax.convert --input=$(DEMO)/pretrain --output=$(DEMO)/huggingface --format=hf
 	@echo "open $(DEMO)/report/report.html; the PyTorch checkpoint is $(DEMO)/huggingface"
 
-test: $(VENV)/test
+test: $(VENV)/test $(VENV)/beam/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	CXR_BEAM_PYTHON=$(VENV)/beam/bin/python $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/test
 	$(BIN)/ruff check --fix .

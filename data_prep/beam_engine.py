@@ -20,11 +20,15 @@ from data_prep.parallel import quiet_libraries
 from data_prep.readers import FlagError
 from data_prep.sample_text import from_text, to_text
 
+# Beam tells of absent optional packages while it is imported.
+logging.disable(logging.WARNING)
 try:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 except ImportError:
     beam = None
+finally:
+    logging.disable(logging.NOTSET)
 
 
 class BeamEngine:
@@ -43,17 +47,16 @@ class BeamEngine:
         if beam is None:
             raise FlagError("--beam_runner needs Apache Beam: python -m pip install -r requirements-beam.txt")
         self._runner, self._folder = runner, folder.absolute()
-        flags = shlex.split(options)
+        given = shlex.split(options)
+        flags = ["--default_sdk_harness_log_level=ERROR", *given]
         if runner == "DirectRunner" and workers > 1:
             flags = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}", *flags]
-        if runner == "DataflowRunner":
-            # Workers import what the functions are made of from the container; the session's state is not shipped.
-            flags = ["--save_main_session=false", *flags]
-        self._options = PipelineOptions(flags)
-        unknown = [flag for flag in flags if flag.split("=")[0][2:] not in self._options.get_all_options()]
-        if unknown:
-            raise FlagError(f"--beam_options: Beam knows no {unknown[0]}")
         logging.getLogger("apache_beam").setLevel(logging.ERROR)
+        self._options = PipelineOptions(flags)
+        known = self._options.get_all_options()
+        unknown = [flag for flag in given if flag.split("=")[0].removeprefix("--").removeprefix("no_") not in known]
+        if unknown:
+            raise FlagError(f"--beam_options: Beam knows no {unknown[0]}; flags are written as --name=value")
 
     def __call__(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -65,9 +68,14 @@ class BeamEngine:
             files.append((f"{number:06d}", hashlib.sha256(content).hexdigest()))
         if files:
             run = functools.partial(run_task, function=function, folder=self._folder)
-            with beam.Pipeline(runner=self._runner, options=self._options) as pipeline:
-                # Without the reshuffle a runner may fuse all tasks into one worker's.
-                _ = pipeline | beam.Create(files) | beam.Reshuffle() | beam.Map(run)
+            try:
+                with beam.Pipeline(runner=self._runner, options=self._options) as pipeline:
+                    # Without the reshuffle a runner may fuse all tasks into one worker's.
+                    _ = pipeline | beam.Create(files) | beam.Reshuffle() | beam.Map(run)
+            # A runner raises what a worker raised, as a text, in exceptions of its own.
+            except Exception as error:
+                lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+                raise OSError(None, f"the Beam job failed: {lines[-1].strip()}", self._runner) from None
         for name, _ in files:
             yield from_text((self._folder / f"{name}.result").read_text())
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -114,13 +114,15 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(undisturbed, tmp
     assert folder_bytes(tmp_path / "out") == folder_bytes(undisturbed / "out")
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "another's"])
 def test_a_damaged_part_is_made_again(undisturbed, tmp_path, monkeypatch, capsys, damage):
     flags = stopped(undisturbed, tmp_path, monkeypatch)
     part = tmp_path / ".out.building/parts/00002.array_record"
     content = bytearray(part.read_bytes())
     if damage == "gone":
         part.unlink()
+    elif damage == "another's":
+        part.write_bytes(part.with_name("00003.array_record").read_bytes())
     elif damage == "cut":
         part.write_bytes(content[: len(content) // 2])
     else:
@@ -150,6 +152,20 @@ def test_curation_flags_may_change_on_the_way(undisturbed, tmp_path, monkeypatch
     finish([*flags, "--dedup=exact"])
     assert "continuing: 5 of 5 chunks" in capsys.readouterr().out
     finish([*FLAGS, f"--input={undisturbed}/in", f"--output={tmp_path}/at_once", "--dedup=exact"])
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "at_once")
+
+
+def test_finished_shards_of_other_curation_are_not_taken_for_ours(tmp_path, monkeypatch):
+    """One shard a split and as many records in it: both plans have the same names and lengths."""
+    folder = write_folder(tmp_path / "in", 20, view=["PA", "LL"] * 10)
+    flags = [*FLAGS, f"--input={folder}", f"--output={tmp_path}/out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_metadata", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
+        assert build.main([*flags, "--views=LATERAL"]) == 1
+    shards = {file.name for file in (tmp_path / ".out.building/dataset").iterdir()}
+    assert build.main([*flags, "--views=PA"]) == 0
+    assert shards <= set(folder_bytes(tmp_path / "out"))
+    assert build.main([*FLAGS, f"--input={folder}", f"--output={tmp_path}/at_once", "--views=PA"]) == 0
     assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "at_once")
 
 
