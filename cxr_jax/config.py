@@ -27,7 +27,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cxr_jax.data.records import MANIFEST_NAME, DataError
+from cxr_jax.data.records import MANIFEST_NAME, DataError, WorkerError
 
 EXIT_ERROR, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED = 1, 2, 3, 4
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -181,6 +181,8 @@ def run_entry(main: Callable[[], None]) -> None:
             _fail(error, EXIT_DATA)
         except RunError as error:
             _fail(error, error.exit_code)
+        except WorkerError as error:
+            _fail(error, EXIT_ERROR)
         except Exception:
             if not jax.distributed.is_initialized():
                 raise

@@ -22,7 +22,8 @@ from cxr_jax import checkpoint, config, experiments, loop, saving, train
 from cxr_jax.data.geometry import fit_images, normalise
 from cxr_jax.data.pipeline import train_batches
 from cxr_jax.data.records import DataError
-from cxr_jax.data.source import load_rows, open_split
+from cxr_jax.data.source import open_split
+from cxr_jax.data.steps import load_rows
 from cxr_jax.evals.features import Geometry
 from cxr_jax.metrics import Metrics, is_clock
 from cxr_jax.models.layers import IN_PLACE

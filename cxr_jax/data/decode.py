@@ -6,11 +6,12 @@ size. The decoder releases the interpreter lock, so threads scale.
 
 import numpy as np
 import simplejpeg
+from jaxtyping import UInt8
 
 from cxr_jax.data.records import DataError
 
 
-def decode_grey(data: bytes, name: str) -> np.ndarray:
+def decode_grey(data: bytes, name: str) -> UInt8[np.ndarray, "h w"]:
     """Decode a JPEG to `[h, w]` uint8. Raises DataError naming the record for anything damaged."""
     try:
         return simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)[:, :, 0]
@@ -18,14 +19,22 @@ def decode_grey(data: bytes, name: str) -> np.ndarray:
         raise DataError(f"{name}: damaged JPEG ({error}); run data_prep.validate or build the dataset again") from None
 
 
-def decode_to_canvas(data: bytes, canvas: np.ndarray, name: str) -> tuple[int, int]:
-    """Decode into the top left of `canvas`, which is zero, and return the image's height and width.
+def decode_to_canvas(data: bytes, canvas: UInt8[np.ndarray, "H W"], name: str) -> tuple[int, int]:
+    """Decode into the top left of `canvas`, which is zero and contiguous; return the image's height and width.
 
-    Raises DataError when the image is larger than the canvas.
+    Raises DataError when the image is damaged or larger than the canvas.
     """
-    image = decode_grey(data, name)
-    height, width = image.shape
-    if height > canvas.shape[0] or width > canvas.shape[1]:
-        raise DataError(f"{name}: {height}x{width} px does not fit the canvas of {canvas.shape[0]}x{canvas.shape[1]}")
-    canvas[:height, :width] = image
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=True)
+        if height > canvas.shape[0] or width > canvas.shape[1]:
+            raise DataError(
+                f"{name}: {height}x{width} px does not fit the canvas of {canvas.shape[0]}x{canvas.shape[1]}"
+            )
+        if width == canvas.shape[1]:
+            # The decoder's rows are the canvas's rows: nothing is copied.
+            simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True, buffer=canvas[:height])
+        else:
+            canvas[:height, :width] = simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)[:, :, 0]
+    except ValueError as error:
+        raise DataError(f"{name}: damaged JPEG ({error}); run data_prep.validate or build the dataset again") from None
     return height, width

@@ -32,6 +32,10 @@ class DataError(Exception):
     """Data that cannot be used. The message is one line naming the file; entry points exit with 3."""
 
 
+class WorkerError(Exception):
+    """A data worker process ended on its own. The message is one line; entry points exit with 1."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Box:
     """A finding's box in pixels of the stored image: left `x`, top `y`, width `w`, height `h`."""

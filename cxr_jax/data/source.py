@@ -1,36 +1,39 @@
-"""A dataset's split as an array of records, and step t of training as one element of a source.
+"""A split of one dataset, or of several as one, as an array of records with a choice of rows and targets.
 
-In: a dataset folder, a split, a choice of rows and targets. Out: `Split`, and `StepSource`, whose element t is the
-decoded local rows of global batch t.
-
-Global batch t is records `order[(t + data_skip) * B + r]` for r = 0..B-1. `order` is a fresh pseudo-random permutation
-for every pass over the data, addressed at random: nothing is kept, so nothing has to be saved.
+In: dataset folders (several separated by commas, each local or remote), a split, a choice of rows and targets, weights.
+Out: `Split`. `steps` cuts global batches from it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
-import tensorflow_datasets as tfds
+from jaxtyping import Int8
 
-from cxr_jax.data.decode import decode_to_canvas
-from cxr_jax.data.records import SEXES, UNKNOWN_LABEL, VIEWS, DataError, Manifest, read_manifest
+from cxr_jax.data.order import PermutedOrder, WeightedOrder, whole_weights
+from cxr_jax.data.records import SEXES, UNKNOWN_LABEL, VIEWS, DataError, Manifest
+from cxr_jax.data.remote import local_folder
+from cxr_jax.data.shards import Records, Shards, open_shards, union_manifest
 
 # Targets that are not findings: `sex:F` is 1 for F, 0 for every other known sex, unknown where the sex is.
 ATTRIBUTES = {"sex": SEXES, "view": VIEWS}
+FIELDS = ("source", "view", "sex")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split: `records[rows[i]]` is its i-th record, images undecoded."""
+    """Rows of one split: `records[rows[i]]` is its i-th record, images undecoded.
+
+    With `weights`, one for each dataset, batches draw from the datasets in these proportions; without, every record
+    comes once an epoch.
+    """
 
     records: Any
     rows: Sequence[int] | np.ndarray
     manifest: Manifest
     name: str
+    weights: tuple[float, ...] = ()
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -45,23 +48,37 @@ class Split:
 
     def record(self, row: int) -> dict:
         """Record `row` of the split as it was written. Raises DataError when its shard cannot be read."""
-        try:
-            return self.records[row]
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            why = str(error).strip().splitlines()[0]
-            raise DataError(
-                f"{self.manifest.name}: record {row} of split {self.name!r} cannot be read, its shard is damaged "
-                f"({why}); build the dataset again"
-            ) from None
+        return self.records[row]
+
+    def brief(self, i: int) -> dict:
+        """What a batch needs of row i: image (undecoded), image_id, labels, source, view, sex."""
+        return self.records.brief(int(self.rows[i]))
+
+    @property
+    def datasets(self) -> int:
+        """Of how many datasets it is made."""
+        return len(self.records.starts) - 1
+
+    def dataset(self, i: int) -> int:
+        """Which of the datasets, in the order of their paths, row i is from."""
+        return self.records.part_of(int(self.rows[i]))
 
     def text(self, i: int, field: str) -> str:
         """A text field of row i, such as `patient_id`."""
         return _text(self[i][field])
 
-    def labels(self, targets: Sequence[str]) -> np.ndarray:
-        """`[n, c]` int8 of 1, 0, -1 (unknown) for every row and target; no image is decoded."""
-        rows = [target_values(self[i], targets, self.manifest.vocabulary) for i in range(len(self))]
+    def labels(self, targets: Sequence[str]) -> Int8[np.ndarray, "n c"]:
+        """1, 0, -1 (unknown) for every row and target; no image is decoded."""
+        rows = [target_values(self.brief(i), targets, self.manifest.vocabulary) for i in range(len(self))]
         return np.array(rows, np.int8).reshape(len(self), len(targets))
+
+    def order(self, seed: int) -> PermutedOrder | WeightedOrder:
+        """Which row stands at which position of the endless stream of records."""
+        if not self.weights:
+            return PermutedOrder(len(self), seed)
+        # Rows rise, so those of one dataset lie side by side.
+        bounds = np.searchsorted(np.asarray(self.rows), self.records.starts)
+        return WeightedOrder(np.diff(bounds).tolist(), self.weights, seed)
 
 
 def check_targets(targets: Sequence[str], vocabulary: Sequence[str]) -> None:
@@ -90,81 +107,75 @@ def _text(value) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def open_split(path: str, split: str, *, where: Mapping[str, str] | None = None, targets: Sequence[str] = ()) -> Split:
+def open_split(
+    path: str,
+    split: str,
+    *,
+    where: Mapping[str, str] | None = None,
+    targets: Sequence[str] = (),
+    weights: Sequence[float] = (),
+    cache_dir: str = "",
+) -> Split:
     """Open a split; keep records whose fields equal `where` and, with `targets`, that know at least one of them.
 
-    Without `where` and `targets` no record is touched. Raises DataError for a missing or unfinished folder, an unknown
-    split, field or target, and when nothing is left.
+    `path` names one dataset folder, or several separated by commas; one on gs:// or s3:// is brought to `cache_dir`
+    first. Without `where` and `targets` no record but the first of each dataset is touched.
+
+    Raises DataError for a missing or unfinished folder, an unknown split, field or target, and when nothing is left of
+    a dataset; ValueError for `weights` that do not fit the folders and for a remote folder without `cache_dir`.
     """
-    manifest = read_manifest(path)
-    builder = tfds.builder_from_directory(path)
-    if split not in builder.info.splits:
-        raise DataError(f"{path}: has no split {split!r}; it has {', '.join(builder.info.splits)}")
-    absent = [name for name in manifest.shards if not (Path(path) / name).is_file()]
-    if absent:
-        raise DataError(f"{path}: the shard {absent[0]} is missing; build the dataset again")
-    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    whole = Split(records, range(len(records)), manifest, split)
-    whole.record(0)  # a shard without its end is told here, before anything is made
-    rows: Sequence[int] | np.ndarray = whole.rows
+    folders = [name.strip() for name in path.split(",") if name.strip()]
+    if weights and len(weights) != len(folders):
+        raise ValueError(
+            f"data.weights={tuple(weights)}: data.path names {len(folders)} datasets; give as many, or none"
+        )
+    if weights:
+        whole_weights(weights)
+    parts = [open_shards(local_folder(folder, split, cache_dir), split) for folder in folders]
+    if not parts:
+        raise DataError(f"{path!r} names no dataset folder")
+    _check_different(folders, parts)
+    # A single dataset is all there is, whatever its weight.
+    weights = tuple(map(float, weights)) if len(parts) > 1 else ()
+    manifest = union_manifest([part.manifest for part in parts], weights)
+    records = Records(parts, manifest.vocabulary)
     check_targets(targets, manifest.vocabulary)
-    for field in where or {}:
-        if field not in ("source", "view", "sex"):
-            raise DataError(f"data.where has the field {field!r}; legal are source, view, sex")
-    if where or targets:
-
-        def wanted(record):
-            matches = all(_text(record[field]) == value for field, value in (where or {}).items())
-            known = any(v != UNKNOWN_LABEL for v in target_values(record, targets, manifest.vocabulary))
-            return matches and (known or not targets)
-
-        rows = np.array([i for i in rows if wanted(whole[i])], int)
-    if not len(rows):
-        asked = [f"{field}={value}" for field, value in (where or {}).items()]
-        asked += [f"a known label of {', '.join(targets)}"] if targets else []
-        sources = ", ".join(manifest.counts.get("source", {}))
-        raise DataError(f"{path}: no record of split {split!r} has {' and '.join(asked)}; its sources are {sources}")
-    return Split(records, rows, manifest, split)
+    rows = _choose(records, where or {}, targets, manifest.vocabulary)
+    kept = np.diff(np.searchsorted(np.asarray(rows), records.starts))
+    for folder, part, left in zip(folders, parts, kept, strict=True):
+        if not left:
+            asked = [f"{field}={value}" for field, value in (where or {}).items()]
+            asked += [f"a known label of {', '.join(targets)}"] if targets else []
+            sources = ", ".join(part.manifest.counts.get("source", {}))
+            raise DataError(
+                f"{folder}: no record of split {split!r} has {' and '.join(asked)}; its sources are {sources}"
+            )
+    return Split(records, rows, manifest, split, weights)
 
 
-def load_rows(split: Split, rows: Sequence[int], targets: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Decoded rows `{image [n,H,W] uint8, size [n,2] int32, index [n] int64}`, and `labels [n,c] int8` of `targets`."""
-    images = np.zeros((len(rows), *split.canvas), np.uint8)
-    sizes = np.zeros((len(rows), 2), np.int32)
-    labels = np.full((len(rows), len(targets)), UNKNOWN_LABEL, np.int8)
-    for i, row in enumerate(rows):
-        record = split[row]
-        sizes[i] = decode_to_canvas(record["image"], images[i], _text(record["image_id"]))
-        labels[i] = target_values(record, targets, split.manifest.vocabulary)
-    loaded = {"image": images, "size": sizes, "index": np.asarray(rows, np.int64)}
-    return loaded | ({"labels": labels} if targets else {})
+def _check_different(folders: Sequence[str], parts: Sequence[Shards]) -> None:
+    """Raise DataError for a dataset that is named twice."""
+    seen: dict[str, str] = {}
+    for folder, part in zip(folders, parts, strict=True):
+        before = seen.setdefault(part.manifest.fingerprint, folder)
+        if before != folder or folders.count(folder) > 1:
+            raise DataError(
+                f"{folder} is the same dataset as {before}; name it once and give it weight in data.weights"
+            )
 
 
-class StepSource:
-    """Element t: the rows of global batch t that this process holds, decoded."""
+def _choose(
+    records: Records, where: Mapping[str, str], targets: Sequence[str], vocabulary: Sequence[str]
+) -> Sequence[int] | np.ndarray:
+    """Numbers of the records that fit, rising."""
+    for field in where:
+        if field not in FIELDS:
+            raise DataError(f"data.where has the field {field!r}; legal are {', '.join(FIELDS)}")
+    if not where and not targets:
+        return range(len(records))
 
-    def __init__(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        local_rows: np.ndarray,
-        total_steps: int,
-        seed: int,
-        data_skip: int = 0,
-        targets: Sequence[str] = (),
-    ):
-        self._split, self._batch_size, self._local_rows = split, batch_size, local_rows
-        self._total_steps, self._data_skip, self._targets = total_steps, data_skip, targets
-        self._order = grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat(None)
+    def wanted(record):
+        matches = all(record[field] == value for field, value in where.items())
+        return matches and (not targets or any(v != UNKNOWN_LABEL for v in target_values(record, targets, vocabulary)))
 
-    def __len__(self):
-        return self._total_steps
-
-    def positions(self, step: int) -> list[int]:
-        """Positions in the split of the local rows of global batch `step`."""
-        first = (step + self._data_skip) * self._batch_size
-        return [int(self._order[first + int(r)]) for r in self._local_rows]
-
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        return load_rows(self._split, self.positions(step), self._targets)
+    return np.array([i for i in range(len(records)) if wanted(records.brief(i))], int)

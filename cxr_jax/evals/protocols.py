@@ -12,7 +12,7 @@ import numpy as np
 
 from cxr_jax.data.geometry import fit_images
 from cxr_jax.data.records import DataError
-from cxr_jax.data.source import load_rows
+from cxr_jax.data.steps import load_rows
 from cxr_jax.evals import floor, knn, linear_probe
 from cxr_jax.evals.features import Geometry, backbone_function
 from cxr_jax.evals.ranking import auroc

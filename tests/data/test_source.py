@@ -7,7 +7,8 @@ import pytest
 from cxr_jax.data.decode import decode_grey
 from cxr_jax.data.pipeline import eval_batches, local_rows, to_global, train_batches
 from cxr_jax.data.records import DataError
-from cxr_jax.data.source import StepSource, open_split
+from cxr_jax.data.source import open_split
+from cxr_jax.data.steps import StepSource
 from cxr_jax.sharding import batch_sharding, make_mesh
 
 BATCH = 8

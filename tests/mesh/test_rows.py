@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from cxr_jax.data.pipeline import local_rows, train_batches
-from cxr_jax.data.source import StepSource, load_rows, open_split
+from cxr_jax.data.source import open_split
+from cxr_jax.data.steps import StepSource, load_rows
 from cxr_jax.sharding import batch_sharding, make_mesh
 
 BATCH, STEPS = 16, 4

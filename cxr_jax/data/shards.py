@@ -1,0 +1,134 @@
+"""The records of a split, read from the shards of one dataset or of several end to end.
+
+In: dataset folders and the name of a split. Out: `Records`, addressed by number. Labels come in one vocabulary: the
+classes of all datasets by name, in order of first appearance; a class that a record's dataset does not have is unknown.
+
+`records[i]` is everything that was written. `records.brief(i)` is what a batch needs, and costs a tenth.
+"""
+
+import bisect
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from tensorflow_datasets.proto import tf_example_pb2
+
+from cxr_jax.data.records import UNKNOWN_LABEL, DataError, Manifest, features, fingerprint, read_manifest
+
+BRIEF_TEXTS = ("image_id", "source", "view", "sex")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One split of one dataset, as the bytes that were written."""
+
+    folder: Path
+    manifest: Manifest
+    split: str
+    payloads: ArrayRecordDataSource
+
+    def __len__(self):
+        return len(self.payloads)
+
+    def payload(self, row: int) -> bytes:
+        """The bytes of record `row`. Raises DataError when its shard cannot be read."""
+        try:
+            return self.payloads[row]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise DataError(
+                f"{self.folder}: record {row} of split {self.split!r} cannot be read, its shard is damaged "
+                f"({why}); build the dataset again"
+            ) from None
+
+
+def open_shards(folder: Path, split: str) -> Shards:
+    """Open one split of a dataset folder; its first record is read.
+
+    Raises DataError for a missing or unfinished folder, an unknown split, and a shard that is missing or has no end.
+    """
+    manifest = read_manifest(folder)
+    splits = tfds.builder_from_directory(folder).info.splits
+    if split not in splits:
+        raise DataError(f"{folder}: has no split {split!r}; it has {', '.join(splits)}")
+    files = splits[split].file_instructions
+    absent = [Path(file.filename).name for file in files if not Path(file.filename).is_file()]
+    if absent:
+        raise DataError(f"{folder}: the shard {absent[0]} is missing; build the dataset again")
+    shards = Shards(folder, manifest, split, ArrayRecordDataSource(files))
+    shards.payload(0)
+    return shards
+
+
+class Records:
+    """The records of `parts` end to end, their labels in `vocabulary`."""
+
+    def __init__(self, parts: Sequence[Shards], vocabulary: Sequence[str]):
+        self._parts = tuple(parts)
+        self.starts = [0, *itertools.accumulate(len(part) for part in parts)]
+        self._classes = []
+        for part in parts:
+            own = {name: i for i, name in enumerate(part.manifest.vocabulary)}
+            self._classes.append(tuple(own.get(name) for name in vocabulary))
+
+    def __len__(self):
+        return self.starts[-1]
+
+    def part_of(self, row: int) -> int:
+        """Which of the datasets, in the order of their paths, record `row` belongs to."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"record {row} of {len(self)}")
+        return bisect.bisect_right(self.starts, row) - 1
+
+    def _payload(self, row: int) -> tuple[bytes, int]:
+        part = self.part_of(row)
+        return self._parts[part].payload(row - self.starts[part]), part
+
+    def _labels(self, labels: Iterable[Any], part: int) -> list[int]:
+        own = [int(label) for label in labels]
+        return [UNKNOWN_LABEL if at is None else own[at] for at in self._classes[part]]
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        payload, part = self._payload(row)
+        own = features(len(self._parts[part].manifest.vocabulary))
+        record = own.deserialize_example_np(payload, decoders={"image": tfds.decode.SkipDecoding()})
+        return record | {"labels": self._labels(record["labels"], part)}
+
+    def brief(self, row: int) -> dict[str, Any]:
+        """`image` (JPEG bytes), `labels`, and the texts `image_id`, `source`, `view` and `sex` of record `row`."""
+        payload, part = self._payload(row)
+        fields = tf_example_pb2.Example.FromString(payload).features.feature
+        record: dict[str, Any] = {name: fields[name].bytes_list.value[0].decode() for name in BRIEF_TEXTS}
+        labels = self._labels(fields["labels"].int64_list.value, part)
+        return record | {"image": fields["image"].bytes_list.value[0], "labels": labels}
+
+
+def union_manifest(manifests: Sequence[Manifest], weights: Sequence[float]) -> Manifest:
+    """What several datasets, read as one, say of themselves: all classes, the larger canvas, the sum of all counts.
+
+    The fingerprint covers every dataset, their order, and the weights. One dataset's manifest is itself.
+    """
+    if len(manifests) == 1:
+        return manifests[0]
+    whole = Manifest(
+        name="+".join(manifest.name for manifest in manifests),
+        tool_version=manifests[0].tool_version,
+        vocabulary=tuple(dict.fromkeys(name for manifest in manifests for name in manifest.vocabulary)),
+        canvas={side: max(manifest.canvas[side] for manifest in manifests) for side in ("height", "width")},
+        counts=_sum_counts([manifest.counts for manifest in manifests]),
+        shards={f"{i}/{name}": sha for i, m in enumerate(manifests) for name, sha in m.shards.items()},
+        settings={"datasets": [manifest.fingerprint for manifest in manifests], "weights": list(weights)},
+    )
+    return replace(whole, fingerprint=fingerprint(vars(whole)))
+
+
+def _sum_counts(counts: Sequence[Any]) -> Any:
+    """Numbers added, tables joined key by key; anything else is the first one's."""
+    if isinstance(counts[0], dict):
+        keys = dict.fromkeys(key for table in counts for key in table)
+        return {key: _sum_counts([table[key] for table in counts if key in table]) for key in keys}
+    return sum(counts) if isinstance(counts[0], int | float) else counts[0]

@@ -1,0 +1,185 @@
+"""Step t of training as one element of a source: the decoded local rows of global batch t.
+
+In: a `Split` and which rows of a global batch this process holds. Out: `StepSource`. Global batch t is records
+`order[(t + data_skip) * B + r]` for r = 0..B-1; element t depends on t alone, so threads and worker processes may share
+the steps out as they like.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int8, UInt8
+
+from cxr_jax.data.decode import decode_to_canvas
+from cxr_jax.data.records import UNKNOWN_LABEL
+from cxr_jax.data.source import Split, target_values
+
+
+class Row(NamedTuple):
+    """A row as it is kept: the image without its canvas, its labels, its name."""
+
+    image: UInt8[np.ndarray, "h w"]
+    labels: Int8[np.ndarray, " c"]
+    image_id: str
+
+
+class DecodedCache:
+    """Decoded rows in memory, at most `max_bytes` of pixels; safe among threads.
+
+    The first rows that come stay for good. Every pass over the data meets each row once, so that replacing the oldest
+    would throw a row out just before it comes again.
+    """
+
+    def __init__(self, max_bytes: int):
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._rows: dict[int, Row] = {}
+        self._lock = threading.Lock()
+
+    def get(self, i: int) -> Row | None:
+        """Row i if it is kept."""
+        return self._rows.get(i)
+
+    def put(self, i: int, row: Row) -> None:
+        """Keep a copy of row i if there is room."""
+        with self._lock:
+            if i in self._rows or self._bytes + row.image.nbytes > self._max_bytes:
+                return
+            self._bytes += row.image.nbytes
+            self._rows[i] = row._replace(image=row.image.copy(), labels=row.labels.copy())
+
+    def __getstate__(self):
+        # A worker process starts with an empty one.
+        return self._max_bytes
+
+    def __setstate__(self, max_bytes):
+        self.__init__(max_bytes)
+
+
+def load_row(
+    split: Split, i: int, targets: Sequence[str], canvas: UInt8[np.ndarray, "H W"], cache: DecodedCache | None
+) -> Row:
+    """Row i, decoded into the top left of `canvas`, which is zero."""
+    row = cache.get(i) if cache else None
+    if row:
+        canvas[: row.image.shape[0], : row.image.shape[1]] = row.image
+        return row
+    record = split.brief(i)
+    height, width = decode_to_canvas(record["image"], canvas, record["image_id"])
+    labels = np.array(target_values(record, targets, split.manifest.vocabulary), np.int8)
+    row = Row(canvas[:height, :width], labels, record["image_id"])
+    if cache:
+        cache.put(i, row)
+    return row
+
+
+def load_rows(
+    split: Split,
+    rows: Sequence[int],
+    targets: Sequence[str] = (),
+    *,
+    cache: DecodedCache | None = None,
+    pool: ThreadPoolExecutor | None = None,
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Decoded rows `{image [n,H,W] uint8, size [n,2] int32, index [n] int64, image_id [n]}`, and `labels [n,c] int8` of
+    `targets`; `threads` threads of `pool` share them."""
+    images = np.zeros((len(rows), *split.canvas), np.uint8)
+    sizes = np.zeros((len(rows), 2), np.int32)
+    labels = np.full((len(rows), len(targets)), UNKNOWN_LABEL, np.int8)
+    names = [""] * len(rows)
+
+    def fill(share: Sequence[int]) -> None:
+        for i in share:
+            row = load_row(split, rows[i], targets, images[i], cache)
+            sizes[i], labels[i], names[i] = row.image.shape, row.labels, row.image_id
+
+    if pool:
+        for _ in pool.map(fill, [range(first, len(rows), threads) for first in range(threads)]):
+            pass
+    else:
+        fill(range(len(rows)))
+    loaded = {"image": images, "size": sizes, "index": np.asarray(rows, np.int64), "image_id": np.array(names, str)}
+    return loaded | ({"labels": labels} if targets else {})
+
+
+class StepSource:
+    """Element t: the rows of global batch t that this process holds, decoded by `threads` threads.
+
+    Up to `cache_bytes` of decoded pixels are kept. With `name_all`, element t also has `all_index [B]` and
+    `all_image_id [B]` of the whole global batch; rows that other processes hold are read for it, not decoded.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        local_rows: np.ndarray,
+        total_steps: int,
+        seed: int,
+        data_skip: int = 0,
+        targets: Sequence[str] = (),
+        threads: int = 1,
+        cache_bytes: int = 0,
+        name_all: bool = False,
+    ):
+        self._split, self._batch_size, self._local_rows = split, batch_size, local_rows
+        self._total_steps, self._data_skip, self._targets = total_steps, data_skip, tuple(targets)
+        self._threads, self._name_all = threads, name_all
+        self._cache = DecodedCache(cache_bytes) if cache_bytes else None
+        self._order = split.order(seed)
+        self._pool = self._make_pool()
+
+    def _make_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._pool = self._make_pool()
+
+    def __len__(self):
+        return self._total_steps
+
+    def positions(self, step: int, rows: Sequence[int] | np.ndarray | None = None) -> list[int]:
+        """Positions in the split of `rows` of global batch `step`, by default of the local ones."""
+        first = (step + self._data_skip) * self._batch_size
+        return [self._order[first + int(r)] for r in (self._local_rows if rows is None else rows)]
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        loaded = load_rows(
+            self._split,
+            self.positions(step),
+            self._targets,
+            cache=self._cache,
+            pool=self._pool,
+            threads=self._threads,
+        )
+        names = loaded.pop("image_id")
+        if not self._name_all:
+            return loaded
+        every = self.positions(step, range(self._batch_size))
+        known = dict(zip(loaded["index"].tolist(), names.tolist(), strict=True))
+        ids = [known[i] if i in known else self._split.brief(i)["image_id"] for i in every]
+        return loaded | {"all_index": np.array(every, np.int64), "all_image_id": np.array(ids, str)}
+
+
+def start_worker(parent: int, index: int, count: int) -> None:
+    """Runs first in a worker process: it ends with its parent, however that ends, and leaves Ctrl-C to it."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
