@@ -15,6 +15,7 @@ from cxr_jax.sharding import data_shards
 
 COUNTS = ("batch_size", "total_steps", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
 COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch", "checkpoint.keep_best", "numerics.max_rollbacks")
+NOT_NEGATIVE = ("data.workers", "data.prefetch_to_device", "data.cache_decoded_mb")
 EXAMPLES = "log.examples_every_steps"
 
 
@@ -23,6 +24,8 @@ def check_counts(config: ConfigDict) -> None:
     flat = door.flatten(config)
     for key in COUNTS:
         require(flat[key] >= 1, f"config.{key}={flat[key]} must be at least 1")
+    for key in NOT_NEGATIVE:
+        require(flat[key] >= 0, f"config.{key}={flat[key]} must be at least 0; 0 switches it off")
     mode = config.log.on_collapse
     require(mode in MODES, f"config.log.on_collapse={mode!r}: legal are {', '.join(MODES)}")
     policy = config.numerics.on_nonfinite

@@ -48,8 +48,10 @@ def task_of(config: ConfigDict, meta: dict[str, Any]) -> Task:
         config.batch_size % shards == 0,
         f"config.batch_size={config.batch_size} must be a multiple of {shards}, the devices that share it",
     )
-    return open_task(
-        config.data.path or trained["path"],
+    return call(
+        open_task,
+        "data",
+        {"path": config.data.path or trained["path"], "cache_dir": config.data.cache_dir},
         splits=dict(zip(ROLES, names, strict=True)),
         where={field: value for field, value in where.items() if value},
         targets=targets,

@@ -56,6 +56,7 @@ class OnlineProbe:
         k: int,
         max_images: int,
         resamples: int,
+        cache_dir: str = "",
         objective: Objective,
         geometry: Geometry,
         batch_size: int,
@@ -72,7 +73,8 @@ class OnlineProbe:
         self._batch_size, self._sharding = batch_size, batch_sharding(mesh)
         names = {"train": train_split, "test": test_split}
         splits = {
-            role: thin(open_split(path, name, where=where, targets=targets), max_images) for role, name in names.items()
+            role: thin(open_split(path, name, where=where, targets=targets, cache_dir=cache_dir), max_images)
+            for role, name in names.items()
         }
         self._sizes = {role: len(split) for role, split in splits.items()}
         self._labels = {role: split.labels(targets) for role, split in splits.items()}

@@ -14,7 +14,7 @@ from cxr_jax.loop import NumericError
 
 # What may change between starting a run and continuing it, because no result depends on it.
 FREE_KEYS = ("log.", "probe.", "checkpoint.", "mesh.", "numerics.", "allow_change", "data.path", "data.threads")
-FREE_KEYS += ("data.prefetch",)
+FREE_KEYS += ("data.prefetch", "data.workers", "data.cache_")
 # What the shapes of the state follow from: no permission changes it.
 FIXED_KEYS = ("model.", "heads.", "decoder.", "head.", "objective.name", "seed")
 CARRIED = ("data_skip", "init", "owed", "collapse", "rollbacks")
@@ -52,7 +52,7 @@ def check_same_data(saved: dict[str, Any], fingerprint: str, config: dict[str, A
     """Refuse to continue on another dataset, unless `config.allow_change` names `data`."""
     require(
         saved["fingerprint"] == fingerprint or "data" in config["allow_change"],
-        f"{workdir} was trained on another dataset than {config['data']['path']} (fingerprint "
+        f"{workdir} was trained on other data (or other data.weights) than {config['data']['path']} (fingerprint "
         f"{saved['fingerprint'][:12]}, found {fingerprint[:12]}); take that, or --config.allow_change=\"('data',)\"",
     )
 

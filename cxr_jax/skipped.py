@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_jax.data.source import Split, StepSource
+from cxr_jax.data.source import Split
+from cxr_jax.data.steps import StepSource
 
 FILE = "nonfinite.jsonl"
 

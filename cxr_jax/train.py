@@ -33,11 +33,15 @@ from cxr_jax.objectives.base import Objective
 from cxr_jax.online_probe import OnlineProbe
 from cxr_jax.phases import Phases
 from cxr_jax.preemption import Preemption
+from cxr_jax.record_log import RecordLog
 from cxr_jax.resume import carried, check_same_config, check_same_data, roll_back
 from cxr_jax.saving import Checkpoints
 from cxr_jax.sharding import batch_sharding, make_layout, make_mesh
 from cxr_jax.skipped import SkippedBatches
 from cxr_jax.state import abstract_state, init_state, make_step
+
+# How batches are made; what they hold depends on none of it.
+DECODING = ("threads", "prefetch", "workers", "prefetch_to_device", "cache_decoded_mb")
 
 
 def collapse_watch(config: ConfigDict, objective: Objective, saved: dict[str, Any] | None) -> CollapseWatch:
@@ -61,7 +65,7 @@ def online_probe(
     if section is None or section.every_steps == 0:
         return {}
     given = {"objective": objective, "geometry": geometry, "mesh": mesh, "layout": layout}
-    given |= {"batch_size": config.batch_size, "dtype": config.dtypes.reduce}
+    given |= {"batch_size": config.batch_size, "dtype": config.dtypes.reduce, "cache_dir": config.data.cache_dir}
     door.check_keys("probe", section, OnlineProbe, given=given)
     options = section.to_dict()
     options["path"] = options["path"] or config.data.path
@@ -100,7 +104,8 @@ def main() -> None:
     require(bool(config.data.path), "config.data.path is empty; name a dataset folder made by data_prep.build")
     where = {field: value for field, value in config.data.where.items() if value}
     with door.naming("data"):
-        split = open_split(config.data.path, config.data.split, where=where, targets=config.data.targets)
+        options = {name: config.data[name] for name in ("path", "split", "targets", "weights", "cache_dir")}
+        split = call(open_split, "data", options, where=where)
     check_batch(config, len(split))
     geometry = Geometry(config.geometry.fit, config.geometry.image_size or experiment.meta["model"]["image_size"])
     layout = make_layout(mesh, config.dtypes.compute)
@@ -147,7 +152,8 @@ def main() -> None:
 
     order = {"batch_size": config.batch_size, "total_steps": config.total_steps, "seed": config.seed}
 
-    def batches(data_skip, start_step=0):
+    def batches(data_skip, start_step=0, **changes):
+        decoding = {name: config.data[name] for name in DECODING}
         return train_batches(
             split,
             **order,
@@ -155,15 +161,14 @@ def main() -> None:
             start_step=start_step,
             data_skip=data_skip,
             targets=config.data.targets,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
+            **decoding | changes,
         )
 
     examples = Examples(
         workdir / "examples",
         every_steps=config.log.get("examples_every_steps", 0),
         objective=objective,
-        load=lambda: next(batches(0)),
+        load=lambda: next(batches(0, workers=0)),
         key=jax.random.fold_in(step_key, 0),
         mesh=mesh,
         writes=first_process,
@@ -182,11 +187,13 @@ def main() -> None:
             tensorboard=config.log.tensorboard,
             writes=first_process,
         )
+        record_log = RecordLog(workdir, start_step) if config.log.record_ids and first_process else None
+        stream = batches(meta["data_skip"], start_step, on_records=record_log)
         try:
             loop.run(
                 state,
                 train_step=train_step,
-                batches=batches(meta["data_skip"], start_step),
+                batches=stream,
                 key=step_key,
                 total_steps=config.total_steps,
                 batch_size=config.batch_size,
@@ -202,6 +209,7 @@ def main() -> None:
                 note_skipped=SkippedBatches(workdir, split, **order, data_skip=meta["data_skip"], writes=first_process),
             )
         finally:
+            stream.close()
             metrics.close()
 
     train_step = make_step(objective, tx, mesh, layout, experiment.schedules)

@@ -24,6 +24,7 @@ def get_config():
                 "split": "test",
                 "where": {"source": "", "view": "", "sex": ""},
                 "targets": (),
+                "cache_dir": "",
             },
             "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
             "probe": {"blocks": 1, "tokens": "cls", "k": 20},

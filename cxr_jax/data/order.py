@@ -42,7 +42,7 @@ class WeightedOrder:
     Raises ValueError for weights that are no proportions, see `whole_weights`.
     """
 
-    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
+    def __init__(self, lengths: Sequence[int], weights: Sequence[int | float], seed: int):
         self._weights = whole_weights(weights)
         if len(lengths) != len(self._weights):
             raise ValueError(f"data.weights={tuple(weights)}: {len(lengths)} datasets need as many weights")
@@ -58,7 +58,7 @@ class WeightedOrder:
         return self._starts[i] + self._orders[i][rounds * self._weights[i] + int(self._nth[place])]
 
 
-def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
+def whole_weights(weights: Sequence[int | float]) -> tuple[int, ...]:
     """The smallest whole numbers in the proportions that are written: (0.7, 0.3) is (7, 3).
 
     Raises ValueError for a weight that is not above 0, or proportions that only a round of more than `LONGEST_ROUND`

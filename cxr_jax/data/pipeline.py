@@ -19,6 +19,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import NamedSharding
 from jaxtyping import Int
 
@@ -107,14 +108,17 @@ def train_batches(
         named = {name[4:]: arrays.pop(name).tolist() for name in list(arrays) if name.startswith("all_")}
         return to_global(arrays, rows, batch_size, sharding), named
 
+    placed = _placed(load, prefetch_to_device)
     try:
-        for step, (batch, named) in enumerate(_placed(load, prefetch_to_device), start_step):
+        for step, (batch, named) in enumerate(placed, start_step):
             if on_records:
                 if split.datasets > 1:
                     named["dataset"] = [split.dataset(i) for i in named["index"]]
                 on_records(step, named)
             yield batch
     finally:
+        # In this order: an iterator of Grain's that is closed while another thread waits on it never wakes that thread.
+        placed.close()
         steps.close()
 
 
@@ -126,6 +130,8 @@ def _ahead(steps: grain.MapDataset, prefetch: int, workers: int) -> grain.IterDa
     ahead = steps.to_iter_dataset(options)
     if not workers:
         return ahead
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads its flags here; a notebook has parsed none
     many = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
     return ahead.mp_prefetch(many, worker_init_fn=partial(start_worker, os.getpid()))
 
@@ -151,7 +157,7 @@ def _placed(load: Callable[[], Any], depth: int) -> Iterator[Any]:
             waiting.append(pool.submit(load))
             yield item
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def local_eval_batches(

@@ -64,7 +64,7 @@ def _reading(path: str):
         raise
     except FileNotFoundError as error:
         raise DataError(
-            f"{path}: is no dataset or is not whole: {error} is not there; build or upload it again"
+            f"{path}: is no dataset, or not a whole one (not found: {error}); check the path, or upload it again"
         ) from None
     except ImportError:
         driver = DRIVERS.get(path.partition("://")[0], "the driver that fsspec names")
@@ -90,6 +90,7 @@ def _shards_of(manifest: bytes, split: str, path: str) -> tuple[dict[str, str], 
 
 def _fetch_all(store: Any, root: str, folder: Path, shards: dict[str, str], path: str) -> None:
     """Bring what `folder` does not have: the metadata, and `shards`."""
+    store.invalidate_cache(root)  # a driver may remember an older listing
     listed = {Path(entry["name"]).name: entry for entry in store.ls(root, detail=True)}
     for name in listed:
         if name.endswith(".json") and not (folder / name).exists():

@@ -107,7 +107,7 @@ class Records:
         return record | {"image": fields["image"].bytes_list.value[0], "labels": labels}
 
 
-def union_manifest(manifests: Sequence[Manifest], weights: Sequence[float]) -> Manifest:
+def union_manifest(manifests: Sequence[Manifest], weights: Sequence[int | float]) -> Manifest:
     """What several datasets, read as one, say of themselves: all classes, the larger canvas, the sum of all counts.
 
     The fingerprint covers every dataset, their order, and the weights. One dataset's manifest is itself.

@@ -113,7 +113,7 @@ def open_split(
     *,
     where: Mapping[str, str] | None = None,
     targets: Sequence[str] = (),
-    weights: Sequence[float] = (),
+    weights: Sequence[int | float] = (),
     cache_dir: str = "",
 ) -> Split:
     """Open a split; keep records whose fields equal `where` and, with `targets`, that know at least one of them.

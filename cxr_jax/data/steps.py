@@ -20,6 +20,8 @@ from cxr_jax.data.decode import decode_to_canvas
 from cxr_jax.data.records import UNKNOWN_LABEL
 from cxr_jax.data.source import Split, target_values
 
+GRACE_SECS = 30  # how long a worker goes on after it was told to end
+
 
 class Row(NamedTuple):
     """A row as it is kept: the image without its canvas, its labels, its name."""
@@ -173,12 +175,18 @@ class StepSource:
 
 
 def start_worker(parent: int, index: int, count: int) -> None:
-    """Runs first in a worker process: it ends with its parent, however that ends, and leaves Ctrl-C to it."""
+    """Runs first in a worker process: it ends with its parent, however that ends, and leaves signals to it.
+
+    A terminal's Ctrl-C and a scheduler's SIGTERM may reach every process, and the trainer needs batches up to the step
+    after which it saves.
+    """
     del index, count
+    told: list[float] = []
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: told.append(time.monotonic()))
 
     def watch():
-        while os.getppid() == parent:
+        while os.getppid() == parent and not (told and time.monotonic() - told[0] > GRACE_SECS):
             time.sleep(1)
         os._exit(1)
 

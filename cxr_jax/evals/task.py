@@ -40,11 +40,13 @@ def open_task(
     splits: Mapping[str, str],
     where: Mapping[str, str],
     targets: Sequence[str],
+    cache_dir: str = "",
     batch_size: int,
     sharding: NamedSharding,
 ) -> Task:
     """Open the splits of a task, `splits` naming one for each of `ROLES`. Raises DataError if they share a patient."""
-    opened = {role: open_split(path, splits[role], where=where, targets=targets) for role in ROLES}
+    options = {"where": where, "targets": targets, "cache_dir": cache_dir}
+    opened = {role: open_split(path, splits[role], **options) for role in ROLES}
     patients = {role: identities(split, "patient_id") for role, split in opened.items()}
     try:
         require_disjoint_patients(**patients)

@@ -1,0 +1,167 @@
+"""Remote datasets: brought over once, proved, never half; on a store in memory and an S3 server on loopback."""
+
+import json
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from cxr_jax.data import remote
+from cxr_jax.data.records import DataError, read_manifest
+from cxr_jax.data.source import open_split
+from cxr_jax.data.steps import load_rows
+
+
+@pytest.fixture
+def store():
+    """A store in memory, empty."""
+    files = fsspec.filesystem("memory")
+    yield files
+    files.rm("/", recursive=True)
+
+
+@pytest.fixture
+def uploaded(store, phantom_dataset):
+    """The address of a dataset in memory."""
+    store.put(str(phantom_dataset), "/bucket/data", recursive=True)
+    return "memory://bucket/data"
+
+
+def shard(store, split="train"):
+    (name,) = (name for name in store.find("/bucket/data") if f"-{split}." in name)
+    return name
+
+
+def test_a_split_opens_like_the_local_one(uploaded, phantom_dataset, tmp_path):
+    ours = open_split(uploaded, "train", cache_dir=str(tmp_path))
+    local = open_split(str(phantom_dataset), "train")
+    assert ours.manifest == local.manifest and len(ours) == len(local)
+    one, other = load_rows(ours, [5, 0, 9]), load_rows(local, [5, 0, 9])
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_only_the_shards_of_the_split_come_over_and_once(uploaded, phantom_dataset, tmp_path, monkeypatch, capsys):
+    open_split(uploaded, "train", cache_dir=str(tmp_path))
+    folder = tmp_path / read_manifest(phantom_dataset).fingerprint
+    assert [path.name for path in folder.glob("*.array_record*")] == [
+        path.name for path in phantom_dataset.glob("*-train.*")
+    ]
+    assert "bringing 1 shards" in capsys.readouterr().out
+    monkeypatch.setattr(remote, "_fetch", lambda *arguments: pytest.fail("brought again"))
+    open_split(uploaded, "train", cache_dir=str(tmp_path))
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_large_shard_comes_in_ranges(uploaded, phantom_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "CHUNK_BYTES", 10_007)
+    open_split(uploaded, "val", cache_dir=str(tmp_path))
+    (original,) = phantom_dataset.glob("*-val.*")
+    assert original.stat().st_size > 2 * 10_007
+    (copy,) = tmp_path.glob("*/*-val.*")
+    assert copy.read_bytes() == original.read_bytes()
+
+
+def test_another_version_of_the_dataset_never_meets_an_old_shard(uploaded, store, tmp_path):
+    open_split(uploaded, "train", cache_dir=str(tmp_path))
+    fields = json.loads(store.cat_file("/bucket/data/manifest.json"))
+    fields["fingerprint"] = "0" * 64
+    store.pipe_file("/bucket/data/manifest.json", json.dumps(fields).encode())
+    with pytest.raises(DataError, match="changed after the build"):
+        open_split(uploaded, "train", cache_dir=str(tmp_path))
+    assert len(list(tmp_path.glob("*/*-train.*"))) == 2
+
+
+@pytest.mark.parametrize("fault", ["flipped", "cut"])
+def test_a_shard_that_is_not_the_manifests_is_refused_and_not_kept(uploaded, store, tmp_path, fault):
+    content = bytearray(store.cat_file(shard(store)))
+    content = content[:-1] if fault == "cut" else bytes([content[0] ^ 1]) + content[1:]
+    store.pipe_file(shard(store), bytes(content))
+    with pytest.raises(DataError, match="sha256 is not the manifest's"):
+        open_split(uploaded, "train", cache_dir=str(tmp_path))
+    assert not list(tmp_path.glob("*/*-train.*")) and not list(tmp_path.glob("*/.*.part"))
+
+
+def test_a_missing_shard_is_named(uploaded, store, tmp_path):
+    name = shard(store)
+    store.rm(name)
+    with pytest.raises(DataError, match=f"memory://bucket/data: the shard {Path(name).name} is missing"):
+        open_split(uploaded, "train", cache_dir=str(tmp_path))
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_brought(uploaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(DataError, match=r"needs .* MiB and 0 are free"):
+        open_split(uploaded, "train", cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil-train.array_record-00000-of-00001", "/tmp/x-train.array_record-00000-of-00001"]
+)
+def test_no_name_in_a_manifest_leaves_the_cache(uploaded, store, tmp_path, name):
+    fields = json.loads(store.cat_file("/bucket/data/manifest.json"))
+    fields["shards"] = {name: "0" * 64}
+    store.pipe_file("/bucket/data/manifest.json", json.dumps(fields).encode())
+    with pytest.raises(DataError, match="damaged"):
+        open_split(uploaded, "train", cache_dir=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_remote_path_needs_a_cache_folder(uploaded):
+    with pytest.raises(ValueError, match=r"^data\.cache_dir is empty"):
+        open_split(uploaded, "train")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("memory://bucket/other", "is no dataset"),
+        ("foo://bucket/data", "cannot be read"),
+        ("gs://b/d", "pip install gcsfs"),
+    ],
+)
+def test_what_is_not_there_is_one_line(store, tmp_path, path, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(DataError, match=message) as told:
+        open_split(path, "train", cache_dir=str(tmp_path))
+    assert "\n" not in str(told.value)
+
+
+def test_whoever_comes_second_waits_and_finds_it_there(uploaded, tmp_path, capsys):
+    """Threads, each with its own lock file open, stand for the processes of a host."""
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(open_split, uploaded, "train", cache_dir=str(tmp_path)) for _ in range(4)]
+        found = [job.result().brief(3) for job in jobs]
+    assert all(record == found[0] for record in found)
+    assert capsys.readouterr().out.count("bringing 1 shards") == 1
+
+
+@pytest.mark.slow
+def test_s3(phantom_dataset, tmp_path, monkeypatch):
+    """Through s3fs against moto's server: the driver, credentials from the environment, ranges, errors."""
+    from moto.server import ThreadedMotoServer
+
+    for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "key", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        monkeypatch.setattr(remote, "CHUNK_BYTES", 50_000)
+        files = fsspec.filesystem("s3", skip_instance_cache=True)
+        files.mkdir("bucket")
+        files.put(str(phantom_dataset), "bucket/deep/data", recursive=True)
+        split = open_split("s3://bucket/deep/data", "train", cache_dir=str(tmp_path))
+        local = open_split(str(phantom_dataset), "train")
+        assert [split.brief(i) for i in range(5)] == [local.brief(i) for i in range(5)]
+        with pytest.raises(DataError, match="s3://bucket/none: is no dataset"):
+            open_split("s3://bucket/none", "train", cache_dir=str(tmp_path))
+        files.pipe_file(f"bucket/deep/data/{next(phantom_dataset.glob('*-val.*')).name}", b"torn")
+        with pytest.raises(DataError, match="sha256"):
+            open_split("s3://bucket/deep/data", "val", cache_dir=str(tmp_path))
+    finally:
+        server.stop()
