@@ -20,7 +20,7 @@ def decode_grey(data: bytes, name: str) -> UInt8[np.ndarray, "h w"]:
 
 
 def decode_to_canvas(data: bytes, canvas: UInt8[np.ndarray, "H W"], name: str) -> tuple[int, int]:
-    """Decode into the top left of `canvas`, which is zero and contiguous; return the image's height and width.
+    """Decode into the top left of `canvas`, which is contiguous, zeros beyond; return the image's height and width.
 
     Raises DataError when the image is damaged or larger than the canvas.
     """
@@ -37,4 +37,6 @@ def decode_to_canvas(data: bytes, canvas: UInt8[np.ndarray, "H W"], name: str) -
             canvas[:height, :width] = simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)[:, :, 0]
     except ValueError as error:
         raise DataError(f"{name}: damaged JPEG ({error}); run data_prep.validate or build the dataset again") from None
+    canvas[height:] = 0
+    canvas[:height, width:] = 0
     return height, width

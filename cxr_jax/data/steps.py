@@ -20,6 +20,7 @@ from cxr_jax.data.decode import decode_to_canvas
 from cxr_jax.data.records import UNKNOWN_LABEL
 from cxr_jax.data.source import Split, target_values
 
+ALIGNMENT = 64  # bytes; XLA's
 GRACE_SECS = 30  # how long a worker goes on after it was told to end
 
 
@@ -66,10 +67,13 @@ class DecodedCache:
 def load_row(
     split: Split, i: int, targets: Sequence[str], canvas: UInt8[np.ndarray, "H W"], cache: DecodedCache | None
 ) -> Row:
-    """Row i, decoded into the top left of `canvas`, which is zero."""
+    """Row i, decoded into the top left of `canvas`, zeros beyond."""
     row = cache.get(i) if cache else None
     if row:
-        canvas[: row.image.shape[0], : row.image.shape[1]] = row.image
+        height, width = row.image.shape
+        canvas[:height, :width] = row.image
+        canvas[height:] = 0
+        canvas[:height, width:] = 0
         return row
     record = split.brief(i)
     height, width = decode_to_canvas(record["image"], canvas, record["image_id"])
@@ -78,6 +82,15 @@ def load_row(
     if cache:
         cache.put(i, row)
     return row
+
+
+def empty_canvases(count: int, canvas: tuple[int, int]) -> UInt8[np.ndarray, "n H W"]:
+    """Memory for `count` canvases, whatever it holds. It is aligned as devices on the host want it, which then take it
+    as it is instead of copying it."""
+    size = count * canvas[0] * canvas[1]
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + size].reshape(count, *canvas)
 
 
 def load_rows(
@@ -91,7 +104,7 @@ def load_rows(
 ) -> dict[str, Any]:
     """Decoded rows `{image [n,H,W] uint8, size [n,2] int32, index [n] int64, image_id [n]}`, and `labels [n,c] int8` of
     `targets`; `threads` threads of `pool` share them."""
-    images = np.zeros((len(rows), *split.canvas), np.uint8)
+    images = empty_canvases(len(rows), split.canvas)
     sizes = np.zeros((len(rows), 2), np.int32)
     labels = np.full((len(rows), len(targets)), UNKNOWN_LABEL, np.int8)
     names = [""] * len(rows)
