@@ -270,6 +270,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
         pictures.mkdir()
         make_pictures(given.data, pictures, given.images, given.image_px)
         flags = ["--reader=folder", f"--input={pictures}", f"--output={dataset}", "--workers=0"]
+        flags += ["--quality_filter=off", "--dedup=none"]
         assert build.main([*flags, f"--canvas={given.image_px}"]) == 0
         split = open_split(str(dataset), "train")
         size = sum(file.stat().st_size for file in pictures.iterdir()) / given.images

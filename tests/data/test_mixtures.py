@@ -25,6 +25,7 @@ def folder_dataset(tmp_path_factory):
         lines.append(f"{i}.png,patient{i},{i % 2},{'' if i % 3 else 1}")
     (pictures / "labels.csv").write_text("\n".join(lines) + "\n")
     flags = ["--reader=folder", f"--input={pictures}", f"--output={home / 'dataset'}", "--workers=0"]
+    flags += ["--quality_filter=off", "--dedup=none"]  # noise is no radiograph
     assert build.main(flags) == 0
     return home / "dataset"
 

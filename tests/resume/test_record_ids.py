@@ -1,4 +1,4 @@
-"""record_ids.jsonl of a run that was stopped and went on: every step once, with the images it was made of."""
+"""record_ids.jsonl: every step once, with the images it was made of. `test_elastic` compares it over interruptions."""
 
 import json
 
@@ -26,9 +26,8 @@ def test_a_resumed_file_is_cut_back(tmp_path):
     assert read(tmp_path)[-1] == {"step": 3, "index": [7, 8], "image_id": ["c", "d"]}
 
 
-def test_a_stopped_run_names_every_step_once(runner, phantom_dataset, tmp_path):
-    """Through the entry; the second half with worker processes, which is no other run."""
-    runner.until(tmp_path / "run", 6, log__record_ids=True)
+def test_a_run_names_the_images_of_every_step(runner, phantom_dataset, tmp_path):
+    """Through the entry, with worker processes and images kept in memory."""
     runner.finish(tmp_path / "run", log__record_ids=True, data__workers=1, data__cache_decoded_mb=1)
     split, batch_size = open_split(str(phantom_dataset), "train"), OVERRIDES["batch_size"]
     plan = StepSource(split, batch_size=batch_size, local_rows=np.arange(batch_size), total_steps=STEPS, seed=0)
