@@ -9,34 +9,15 @@
 Hardware, time and result: see configs/pretrain/small_cxr.py, whose backbone it reads.
 """
 
-from ml_collections import ConfigDict
+from configs import base
 
 
 def get_config():
-    return ConfigDict(
+    config = base.training()
+    config.total_steps = 400
+    config.checkpoint.keep = 2
+    config.update(
         {
-            "seed": 0,
-            "batch_size": 32,
-            "total_steps": 400,
-            "init_from": "",
-            "init_network": "teacher",
-            "allow_change": (),
-            "data": {
-                "path": "",
-                "split": "train",
-                "where": {"source": "", "view": "", "sex": ""},
-                "targets": (),
-                "threads": 2,
-                "prefetch": 4,
-                "weights": (),
-                "workers": 0,
-                "prefetch_to_device": 1,
-                "cache_dir": "",
-                "cache_decoded_mb": 0,
-            },
-            "geometry": {"fit": "pad", "image_size": 0},
-            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-            "dtypes": {"param": "float32", "compute": "float32", "reduce": "float32"},
             "objective": {"name": "supervised"},
             "head": {
                 "name": "glori",
@@ -64,27 +45,6 @@ def get_config():
                 "warmup_frac": 0.0,
                 "weight_decay": 1e-4,
             },
-            "checkpoint": {
-                "every_steps": 100,
-                "every_secs": 0.0,
-                "keep": 2,
-                "keep_every_steps": 0,
-                "keep_steps": (),
-                "best_metric": "",
-                "best_mode": "max",
-                "keep_best": 1,
-                "teacher_every_steps": 0,
-                "compress": True,
-            },
-            "numerics": {"on_nonfinite": "stop", "max_rollbacks": 3},
-            "log": {
-                "every_steps": 10,
-                "tensorboard": True,
-                "stall_secs": 1800.0,
-                "record_ids": False,
-                "on_collapse": "warn",
-                "collapse_after_frac": 0.2,
-                "collapse_patience": 5,
-            },
         }
     )
+    return config

@@ -12,37 +12,18 @@ values instead of 768, as the pictures are grey.
 Hardware: a pod (64 images a chip on 64 chips). Result: not yet run.
 """
 
-from ml_collections import ConfigDict
+from configs import base
 
 
 def get_config():
-    return ConfigDict(
+    config = base.pretraining()
+    config.update(batch_size=4096, total_steps=203_125)
+    config.data.threads = 16
+    config.dtypes.compute = "bfloat16"
+    config.checkpoint.every_steps = 1000
+    config.log.update(every_steps=50, examples_every_steps=10_000)
+    config.update(
         {
-            "seed": 0,
-            "batch_size": 4096,
-            "total_steps": 203_125,
-            "init_from": "",
-            "init_network": "teacher",
-            "init_parts": "networks",
-            "init_step": -1,
-            "schedules_from": "restart",
-            "allow_change": (),
-            "data": {
-                "path": "",
-                "split": "train",
-                "where": {"source": "", "view": "", "sex": ""},
-                "targets": (),
-                "threads": 16,
-                "prefetch": 4,
-                "weights": (),
-                "workers": 0,
-                "prefetch_to_device": 1,
-                "cache_dir": "",
-                "cache_decoded_mb": 0,
-            },
-            "geometry": {"fit": "pad", "image_size": 0},
-            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-            "dtypes": {"param": "float32", "compute": "bfloat16", "reduce": "float32"},
             "model": {
                 "variant": "vit_l16",
                 "image_size": 224,
@@ -78,39 +59,6 @@ def get_config():
                 "betas": (0.9, 0.95),
                 "clip_norm": 0.0,
             },
-            "checkpoint": {
-                "every_steps": 1000,
-                "every_secs": 0.0,
-                "keep": 3,
-                "keep_every_steps": 0,
-                "keep_steps": (),
-                "best_metric": "",
-                "best_mode": "max",
-                "keep_best": 1,
-                "teacher_every_steps": 0,
-                "compress": True,
-            },
-            "numerics": {"on_nonfinite": "stop", "max_rollbacks": 3},
-            "log": {
-                "every_steps": 50,
-                "examples_every_steps": 10_000,
-                "tensorboard": True,
-                "stall_secs": 1800.0,
-                "record_ids": False,
-                "on_collapse": "warn",
-                "collapse_after_frac": 0.2,
-                "collapse_patience": 5,
-            },
-            "probe": {
-                "every_steps": 0,
-                "path": "",
-                "train_split": "train",
-                "test_split": "val",
-                "where": {"source": "", "view": "", "sex": ""},
-                "targets": (),
-                "k": 20,
-                "max_images": 2000,
-                "resamples": 200,
-            },
         }
     )
+    return config

@@ -30,37 +30,13 @@ teacher temperature 0.02, 1,024 prototypes, iBOT weight 1, layer decay 0.9, base
 (random 0.95), tuberculosis 0.86 [0.79, 0.92] (random 0.90). No better than a random network either.
 """
 
-from ml_collections import ConfigDict
+from configs import base
 
 
 def get_config():
-    return ConfigDict(
+    config = base.pretraining()
+    config.update(
         {
-            "seed": 0,
-            "batch_size": 32,
-            "total_steps": 500,
-            "init_from": "",
-            "init_network": "teacher",
-            "init_parts": "networks",
-            "init_step": -1,
-            "schedules_from": "restart",
-            "allow_change": (),
-            "data": {
-                "path": "",
-                "split": "train",
-                "where": {"source": "", "view": "", "sex": ""},
-                "targets": (),
-                "threads": 2,
-                "prefetch": 4,
-                "weights": (),
-                "workers": 0,
-                "prefetch_to_device": 1,
-                "cache_dir": "",
-                "cache_decoded_mb": 0,
-            },
-            "geometry": {"fit": "pad", "image_size": 0},
-            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
-            "dtypes": {"param": "float32", "compute": "float32", "reduce": "float32"},
             "model": {
                 "variant": "vit_ti16",
                 "depth": 6,
@@ -132,38 +108,6 @@ def get_config():
                 "frozen_prototypes_frac": 0.01,
                 "frozen_backbone_frac": 0.0,
             },
-            "checkpoint": {
-                "every_steps": 100,
-                "every_secs": 0.0,
-                "keep": 3,
-                "keep_every_steps": 0,
-                "keep_steps": (),
-                "best_metric": "",
-                "best_mode": "max",
-                "keep_best": 1,
-                "teacher_every_steps": 0,
-                "compress": True,
-            },
-            "numerics": {"on_nonfinite": "stop", "max_rollbacks": 3},
-            "log": {
-                "every_steps": 10,
-                "tensorboard": True,
-                "stall_secs": 1800.0,
-                "record_ids": False,
-                "on_collapse": "warn",
-                "collapse_after_frac": 0.2,
-                "collapse_patience": 5,
-            },
-            "probe": {
-                "every_steps": 0,
-                "path": "",
-                "train_split": "train",
-                "test_split": "val",
-                "where": {"source": "", "view": "", "sex": ""},
-                "targets": (),
-                "k": 20,
-                "max_images": 2000,
-                "resamples": 200,
-            },
         }
     )
+    return config

@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent
 CONFIGS = {
     str(path.relative_to(ROOT / "configs").with_suffix("")).replace("/", "."): path
     for path in sorted((ROOT / "configs").rglob("*.py"))
-    if path.name != "__init__.py" and path.parent.name != "sweeps"
+    if path.name not in ("__init__.py", "base.py") and path.parent.name != "sweeps"
 }
 
 

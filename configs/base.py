@@ -1,0 +1,79 @@
+"""What every training config has: the sections that are no science, with values for two CPU cores.
+
+`training()` is for heads and pretrainings, `pretraining()` adds what only the latter have. A config starts from one of
+them and names what it sets; `tests/golden` holds every config written out whole.
+"""
+
+from ml_collections import ConfigDict
+
+
+def training() -> ConfigDict:
+    """Data, devices, checkpoints, logs."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "batch_size": 32,
+            "total_steps": 500,
+            "init_from": "",
+            "init_network": "teacher",
+            "allow_change": (),
+            "data": {
+                "path": "",
+                "split": "train",
+                "where": {"source": "", "view": "", "sex": ""},
+                "targets": (),
+                "threads": 2,
+                "prefetch": 4,
+                "weights": (),
+                "workers": 0,
+                "prefetch_to_device": 1,
+                "cache_dir": "",
+                "cache_decoded_mb": 0,
+            },
+            "geometry": {"fit": "pad", "image_size": 0},
+            "mesh": {"replica": 1, "fsdp": -1, "tensor": 1},
+            "dtypes": {"param": "float32", "compute": "float32", "reduce": "float32"},
+            "checkpoint": {
+                "every_steps": 100,
+                "every_secs": 0.0,
+                "keep": 3,
+                "keep_every_steps": 0,
+                "keep_steps": (),
+                "best_metric": "",
+                "best_mode": "max",
+                "keep_best": 1,
+                "teacher_every_steps": 0,
+                "compress": True,
+            },
+            "numerics": {"on_nonfinite": "stop", "max_rollbacks": 3},
+            "log": {
+                "every_steps": 10,
+                "record_ids": False,
+                "tensorboard": True,
+                "stall_secs": 1800.0,
+                "on_collapse": "warn",
+                "collapse_after_frac": 0.2,
+                "collapse_patience": 5,
+            },
+        }
+    )
+
+
+def pretraining() -> ConfigDict:
+    """`training()`, how to start from another run, and the online probe."""
+    config = training()
+    config.update({"init_parts": "networks", "init_step": -1, "schedules_from": "restart"})
+    config.probe = ConfigDict(
+        {
+            "every_steps": 0,
+            "path": "",
+            "train_split": "train",
+            "test_split": "val",
+            "where": {"source": "", "view": "", "sex": ""},
+            "targets": (),
+            "k": 20,
+            "max_images": 2000,
+            "resamples": 200,
+        }
+    )
+    return config
