@@ -1,4 +1,8 @@
-"""Files that appear whole: written under another name, flushed to the disk, renamed."""
+"""Files that appear whole: written under another name, renamed when complete.
+
+What a finished dataset holds is flushed to the disk first: else a machine that loses power could show the new name
+without the content. Parts are not: each is proved before it is used, and made again if it is damaged.
+"""
 
 import contextlib
 import os
@@ -10,7 +14,7 @@ UNFINISHED = ".unfinished"
 
 
 @contextlib.contextmanager
-def appear(file: Path) -> Iterator[Path]:
+def appear(file: Path, *, flush: bool = True) -> Iterator[Path]:
     """Gives a path to write to, which becomes `file` when the block ends without an error and is removed otherwise.
 
     The name is new each time, so that several processes may write the same file.
@@ -18,21 +22,21 @@ def appear(file: Path) -> Iterator[Path]:
     unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
     try:
         yield unfinished
-        _flush(unfinished)
+        if flush:
+            _flush(unfinished)
         unfinished.replace(file)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
 
 
-def write_bytes(file: Path, content: bytes) -> None:
+def write_bytes(file: Path, content: bytes, *, flush: bool = True) -> None:
     """Writes a whole file."""
-    with appear(file) as unfinished:
+    with appear(file, flush=flush) as unfinished:
         unfinished.write_bytes(content)
 
 
 def _flush(file: Path) -> None:
-    """Without this, a machine that loses power could show the new name with no content."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -64,7 +64,7 @@ class BeamEngine:
         files = []
         for number, task in enumerate(tasks):
             content = to_text(task).encode()
-            write_bytes(self._folder / f"{number:06d}.task", content)
+            write_bytes(self._folder / f"{number:06d}.task", content, flush=False)
             files.append((f"{number:06d}", hashlib.sha256(content).hexdigest()))
         if files:
             run = functools.partial(run_task, function=function, folder=self._folder)
@@ -88,4 +88,5 @@ def run_task(file: tuple[str, str], function: Callable[[Any], Any], folder: Path
     content = (folder / f"{name}.task").read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{folder / name}.task: is not what this job wrote")
-    write_bytes(folder / f"{name}.result", to_text(function(from_text(content.decode()))).encode())
+    result = to_text(function(from_text(content.decode())))
+    write_bytes(folder / f"{name}.result", result.encode(), flush=False)

@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = parse_flags(argv)
     quiet_libraries()
-    signal.signal(signal.SIGTERM, _stop_on_sigterm)
+    before = signal.signal(signal.SIGTERM, _stop_on_sigterm)
     start = time.monotonic()
     try:
         manifest = build(args)
@@ -199,6 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"\nstopped{_what_is_left(args) or '; nothing was left behind'}", file=sys.stderr)
         return 143 if isinstance(stop, _Terminated) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     _report(manifest, args, time.monotonic() - start)
     return 0
 

@@ -23,6 +23,7 @@ from data_prep import columns as columns_of
 from data_prep.atomic import appear, write_bytes
 from data_prep.columns import Columns
 from data_prep.readers import Sample
+from data_prep.signature import THUMB_SIDE
 
 # One record a group gives random access to each; JPEG and PNG bytes do not compress further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -59,9 +60,9 @@ def chunk_size(num_samples: int) -> int:
 def make_chunk(chunk: Chunk, make_record: Callable[[Any], Record], parts: Path, num_labels: int) -> Outcome:
     """Makes and stores the part of one chunk; data that cannot be used becomes an error of its row."""
     columns = columns_of.empty(len(chunk.samples), num_labels)
-    thumbs = np.zeros((len(chunk.samples), 64, 64), np.uint8)
+    thumbs = np.zeros((len(chunk.samples), THUMB_SIDE, THUMB_SIDE), np.uint8)
     sha256 = np.zeros((len(chunk.samples), 32), np.uint8)
-    with appear(records_file(parts, chunk.number)) as unfinished, RecordWriter(unfinished) as writer:
+    with appear(records_file(parts, chunk.number), flush=False) as unfinished, RecordWriter(unfinished) as writer:
         for row, sample in enumerate(chunk.samples):
             try:
                 record = make_record(sample)
@@ -75,8 +76,8 @@ def make_chunk(chunk: Chunk, make_record: Callable[[Any], Record], parts: Path, 
             writer.write(payload)
     buffer = io.BytesIO()
     np.save(buffer, thumbs)
-    write_bytes(thumbs_file(parts, chunk.number), buffer.getvalue())
-    write_bytes(index_file(parts, chunk.number), columns_of.to_bytes(columns, sha256=sha256))
+    write_bytes(thumbs_file(parts, chunk.number), buffer.getvalue(), flush=False)
+    write_bytes(index_file(parts, chunk.number), columns_of.to_bytes(columns, sha256=sha256), flush=False)
     error = next(iter(columns.errors.values()), "")
     return Outcome(chunk.number, int(columns.made.sum()), len(columns), error)
 
@@ -171,8 +172,12 @@ def index_file(parts: Path, number: int) -> Path:
 
 
 def read_index(parts: Path, number: int) -> Columns:
-    """The columns of a finished chunk."""
-    return columns_of.read(index_file(parts, number))
+    """The columns of a finished chunk; raises DataError if they are damaged or its thumbnails are cut short."""
+    columns = columns_of.read(index_file(parts, number))
+    file = thumbs_file(parts, number)
+    if not file.is_file() or file.stat().st_size <= len(columns) * THUMB_SIDE**2:
+        raise DataError(f"{file}: is damaged; remove it and run again")
+    return columns
 
 
 class Thumbs:
@@ -183,7 +188,7 @@ class Thumbs:
 
     def __call__(self, rows: np.ndarray) -> UInt8[np.ndarray, "n 64 64"]:
         """Thumbnails of rows of the listing; quickest if they are sorted."""
-        thumbs = np.zeros((len(rows), 64, 64), np.uint8)
+        thumbs = np.zeros((len(rows), THUMB_SIDE, THUMB_SIDE), np.uint8)
         chunks = rows // self._size
         for number in np.unique(chunks):
             here = chunks == number

@@ -133,7 +133,7 @@ def test_a_damaged_part_is_made_again(undisturbed, tmp_path, monkeypatch, capsys
     assert folder_bytes(tmp_path / "out") == folder_bytes(undisturbed / "out")
 
 
-def test_a_damaged_index_or_finished_shard_is_made_again(undisturbed, server, tmp_path, capsys):
+def test_damaged_columns_thumbnails_and_shards_are_made_again(undisturbed, server, tmp_path, capsys):
     flags = [*FLAGS, f"--input={undisturbed}/in", f"--output={tmp_path}/out"]
     process = server.Process(target=die_at, args=("before the metadata", flags))
     process.start()
@@ -141,9 +141,10 @@ def test_a_damaged_index_or_finished_shard_is_made_again(undisturbed, server, tm
     shard = next((tmp_path / ".out.building/dataset").glob("*train*"))
     shard.write_bytes(shard.read_bytes()[:-10])
     (tmp_path / ".out.building/parts/00001.npz").write_bytes(b"PK")
+    (tmp_path / ".out.building/parts/00003.thumbs.npy").write_bytes(b"")
     finish(flags)
     out = capsys.readouterr().out
-    assert "continuing: 4 of 5 chunks" in out and re.search(r"continuing: (\d+) of \d+ shards", out)
+    assert "continuing: 3 of 5 chunks" in out and re.search(r"continuing: (\d+) of \d+ shards", out)
     assert folder_bytes(tmp_path / "out") == folder_bytes(undisturbed / "out")
 
 
