@@ -5,6 +5,7 @@ does not grow with the number of tasks. Leaving the generator early ends the wor
 rename, so nothing half done is left.
 """
 
+import contextlib
 import itertools
 import logging
 import multiprocessing
@@ -14,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
@@ -30,8 +32,10 @@ def run_ordered(function: Callable[[Task], Result], tasks: Iterable[Task], worke
         return
     # Spawned, not forked: the parent holds threads of the ArrayRecord writer.
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(function, stop))
+    # Nothing is ever sent: workers see the end of it when this process closes it or dies. An Event would wait for
+    # every worker to wake, and for one that died meanwhile for ever.
+    parent_lives, end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(function, parent_lives))
     in_flight: deque[Future[Any]] = deque()
     tasks = iter(tasks)
     finished = False
@@ -45,22 +49,23 @@ def run_ordered(function: Callable[[Task], Result], tasks: Iterable[Task], worke
             yield in_flight.popleft().result()
     finally:
         if not finished:
-            stop.set()
+            end.close()
         pool.shutdown(wait=True, cancel_futures=True)
+        end.close()
+        parent_lives.close()
 
 
 _worker_function: Callable[[Any], Any]
 
 
-def _start_worker(function: Callable[[Any], Any], stop: Any) -> None:
+def _start_worker(function: Callable[[Any], Any], parent_lives: Connection) -> None:
     global _worker_function
     _worker_function = function
     # The parent handles Ctrl-C and stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_libraries()
     # A worker whose parent was killed would wait for tasks for ever.
-    for wait in (multiprocessing.parent_process().join, stop.wait):
-        threading.Thread(target=_exit_after, args=(wait,), daemon=True).start()
+    threading.Thread(target=_exit_at_the_end_of, args=(parent_lives,), daemon=True).start()
 
 
 def quiet_libraries() -> None:
@@ -68,8 +73,9 @@ def quiet_libraries() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def _exit_after(wait: Callable[[], object]) -> None:
-    wait()
+def _exit_at_the_end_of(parent_lives: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        parent_lives.recv()
     os._exit(1)
 
 
