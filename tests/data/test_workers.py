@@ -77,7 +77,10 @@ def test_workers_change_nothing(split, by_threads, workers, options):
 def test_a_killed_worker_is_one_clear_error_within_seconds(split):
     stream = batches(split, workers=2, threads=1, prefetch=2)
     next(stream)
-    os.kill(workers_of_this_process()[0], signal.SIGKILL)
+    started = time.monotonic()
+    while not (workers := workers_of_this_process()):
+        assert time.monotonic() - started < 30, "no worker to kill"
+    os.kill(workers[0], signal.SIGKILL)
     started = time.monotonic()
     with pytest.raises(WorkerError, match=r"exit code -9 .*config\.data\.workers=0"):
         for _ in stream:

@@ -181,7 +181,7 @@ def test_command_line(run, tmp_path):
     ("arguments", "message"),
     [
         (["--format=gguf"], "format"),
-        (["--input=nowhere"], "holds no checkpoints"),
+        (["--input=nowhere"], "no such folder"),
         (["--typo=1"], "typo"),
     ],
 )
