@@ -7,6 +7,7 @@ symbolic link, unless `--follow_links` allows links to leave it.
 
 import argparse
 import dataclasses
+import functools
 import os
 import re
 from collections import defaultdict
@@ -47,7 +48,7 @@ class Labels:
     boxes_path: Path | None
     notes: tuple[str, ...]
 
-    @property
+    @functools.cached_property
     def has_split(self) -> bool:
         """Whether the table says what is in each split."""
         return any(row.split for row in self.rows.values())

@@ -56,6 +56,11 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
         unlabelled += known is None
         if known is None and by_image:
             continue
+        if not by_image and args.splits == "published" and dicom not in splits:
+            raise DataError(
+                f"{row.where}: {dicom} is not in {NAME}-split.csv; get the whole table of this release, or give "
+                "--splits=drawn"
+            )
         person, year = people.get(subject, {}), row.get("StudyDate", "")[:4]
         listing.add(
             listing.locate(f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg"),

@@ -34,7 +34,11 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
         x, y, w, h = row.numbers(*list(row)[2:6])
         for name in listing.labels.canonical(row["Finding Label"]):
             boxes[row["Image Index"]].append(Box(name, x, y, w, h))
-    splits = {name: split for file, split in LISTS.items() for name in listing.lines(file)}
+    splits: dict[str, str] = {}
+    for file, split in LISTS.items():
+        for name in listing.lines(file):
+            if splits.setdefault(name, split) != split:
+                raise DataError(f"{file}: {name} is in the other list too; get the lists of this release")
     if not splits:
         listing.notes.append(f"no {' and '.join(LISTS)}, so all splits are drawn by patient")
     tables = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")

@@ -109,6 +109,23 @@ def test_images_that_no_list_names_stop_the_build(tmp_path, capsys):
     assert "so all splits are drawn by patient" in capsys.readouterr().out
 
 
+def test_an_image_in_both_lists_is_refused(tmp_path, capsys):
+    nih_chestxray14.imitate(tmp_path / "in")
+    with (tmp_path / "in/train_val_list.txt").open("a") as file:
+        file.write("00013118_008.png\n")
+    assert "00013118_008.png is in the other list too" in fails(capsys, "nih_chestxray14", tmp_path / "in")
+
+
+def test_mimic_images_without_a_published_split_are_refused(tmp_path, capsys):
+    """A table that was cut short would let published test images be drawn into train."""
+    mimic_cxr.imitate(tmp_path / "in")
+    path = tmp_path / "in/mimic-cxr-2.0.0-split.csv.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    path.write_bytes(gzip.compress("\n".join(lines[:-1]).encode()))
+    line = fails(capsys, "mimic_cxr", tmp_path / "in")
+    assert "is not in mimic-cxr-2.0.0-split.csv" in line and "--splits=drawn" in line
+
+
 TABLES = {  # what the file becomes: words of the line
     "cut": (lambda data: gzip.compress(data)[:-30], "cannot be read as a CSV file"),
     "flipped": (lambda data: gzip.compress(data)[:40] + b"\xff\xff\xff" + gzip.compress(data)[43:], "cannot be read"),
