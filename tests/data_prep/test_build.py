@@ -112,13 +112,22 @@ def test_the_broken_shared_files_are_skipped_and_named(shared_data, tmp_path):
 def test_a_stopped_build_keeps_what_is_finished_and_shows_nothing(tmp_path, number, code):
     flags = ("--reader=phantom", "--num_images=100000", "--image_px=64", f"--output={tmp_path}/out", "--workers=2")
     process = subprocess.Popen(
-        command(*flags), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(*flags),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that started this suite in the background had its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.building/parts/*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    errors = process.communicate(timeout=60)[1]
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".out.building/parts/*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == code, errors
     assert "stopped; " in errors and "Traceback" not in errors
     assert not (tmp_path / "out").exists()
