@@ -38,8 +38,9 @@ def digest(batch):
 
 
 def workers_of_this_process():
+    # -ww: the whole command line, also where COLUMNS cuts ps's lines.
     out = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=True
     )
     return [int(line.split()[0]) for line in out.stdout.splitlines() if "spawn_main" in line]
 
