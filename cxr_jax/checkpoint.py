@@ -98,7 +98,7 @@ def _why_no_run(path: Path) -> str:
     return f"holds no checkpoints; expected a run directory with {FOLDER}/<step>"
 
 
-def handlers(*, compress: bool = True) -> dict[str, Any]:
+def handlers(*, compress: bool = False) -> dict[str, Any]:
     """Who reads and writes each item."""
     arrays = {item: ocp.PyTreeCheckpointHandler(use_compression=compress) for item in ARRAYS}
     return arrays | {"meta": ocp.JsonCheckpointHandler(META_FILE)}

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Checkpoints:
         best_mode: str = "max",
         keep_best: int = 1,
         teacher_every_steps: int = 0,
-        compress: bool = True,
+        compress: bool = False,
         backoff_secs: float = 1.0,
         mesh: Mesh | None = None,
     ):
@@ -129,6 +130,11 @@ class Checkpoints:
         self._settle()
         return sorted(self._manager.all_steps())
 
+    def prepare(self, state: TrainState) -> None:
+        """Compile what the first save would otherwise compile while it holds the loop up."""
+        for tree in items_of(state).values():
+            digest.begin(tree, self._everywhere)
+
     def save(self, state: TrainState, meta: dict[str, Any], scores: Mapping[str, float] | None = None) -> None:
         """Start saving; returns once the arrays are copied. `scores` are those of this state, for `best_metric`.
 
@@ -147,8 +153,8 @@ class Checkpoints:
 
     def _start(self, manager, state, items, meta, metrics) -> None:
         step = int(state.step)
-        found = {item: digest.begin(tree, self._everywhere) for item, tree in items.items()}
-        meta = meta | {"format": FORMAT, "step": step, "items": sorted(items), "digests": found}
+        digests: Future[dict[str, Any]] = Future()
+        meta = meta | {"format": FORMAT, "step": step, "items": sorted(items), "digests": digests}
         arrays = {item: ocp.args.PyTreeSave(tree) for item, tree in items.items()}
         arguments = ocp.args.Composite(**arrays, meta=_SaveMeta(meta))
         try:
@@ -157,6 +163,8 @@ class Checkpoints:
             self._pending = True
         except ERRORS as error:
             self._note_failure(error)
+        # After Orbax has its threads: on a CPU they would wait for the cores that this computes on.
+        digests.set_result({item: digest.begin(tree, self._everywhere) for item, tree in items.items()})
 
     def _settle(self) -> None:
         """Wait for saves under way, and take note of how they ended."""
@@ -257,7 +265,8 @@ class _Meta(ocp.JsonCheckpointHandler):
     async def async_save(self, directory, item=None, args=None):
         async def write():
             if jax.process_index() == 0:
-                found = {name: digest.finish(begun) for name, begun in args.item["digests"].items()}
+                begun = args.item["digests"].result()
+                found = {name: digest.finish(arrays) for name, arrays in begun.items()}
                 (directory / META_FILE).write_text(json.dumps(args.item | {"digests": found}))
 
         return [ocp.future.CommitFutureAwaitingContractedSignals(write(), name="meta")]

@@ -131,6 +131,7 @@ def main() -> None:
             state, meta = started.state, meta | started.carried | {"init": started.report}
             if first_process:
                 print(started.describe())
+        checkpoints.prepare(state)
     else:
         check_same_data(saved, meta["fingerprint"], meta["config"], workdir)
         with phases("restore", saved["step"]):

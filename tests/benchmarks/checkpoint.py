@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from configs.pretrain import chexfound_vitl16
-from cxr_jax import experiments
+from cxr_jax import digest, experiments
 from cxr_jax.saving import Checkpoints
 from cxr_jax.sharding import make_mesh
 from cxr_jax.state import abstract_state, init_state
@@ -55,6 +55,8 @@ def measure(state, abstract, folder: Path, compress: bool, mesh) -> dict[str, fl
     """One save and its restores, in seconds."""
     shutil.rmtree(folder, ignore_errors=True)
     checkpoints = Checkpoints(folder, compress=compress, mesh=mesh)
+    checkpoints.prepare(state)
+    jax.block_until_ready(digest.begin(state.params))  # the device is free again
     started = time.perf_counter()
     held = timed(lambda: checkpoints.save(state, {"config": {}}))
     checkpoints.steps()
