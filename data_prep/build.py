@@ -31,7 +31,7 @@ from cxr_jax.data.records import SPLITS, DataError, Manifest, read_manifest
 from data_prep import counts as counts_of
 from data_prep.atomic import write_bytes
 from data_prep.build_flags import parse_flags, rules
-from data_prep.building_folder import BuildingFolder
+from data_prep.building_folder import BuildingFolder, check_apart, check_output
 from data_prep.chunks import Thumbs
 from data_prep.columns import Columns
 from data_prep.curate import DROPPED_NAME, Curated, curate
@@ -49,6 +49,9 @@ TOOL_VERSION = "2"
 def build(args: argparse.Namespace) -> Manifest:
     """Builds the dataset the flags describe and returns its manifest; raises DataError for data it cannot use."""
     reader = importlib.import_module(f"data_prep.readers.{args.reader}")
+    # Before an hour of listing, and before an input could be replaced by what is made of it.
+    check_output(args.output, args.overwrite)
+    check_apart(args.output, [getattr(args, "input", None), *getattr(args, "inputs", ())])
     images = ImageSettings(canvas=args.canvas, quality=args.quality, min_side=args.min_side)
     source: Source = reader.open_source(args, images)
     for note in source.notes:
@@ -58,6 +61,7 @@ def build(args: argparse.Namespace) -> Manifest:
 
 def build_source(source: Source, args: argparse.Namespace) -> Manifest:
     """Builds the dataset of a listed source with the flags of every build."""
+    print(f"{len(source.samples)} images listed")
     listing = list_samples(source.samples, args.seed, args.split_fractions, args.on_crossing)
     if listing.crossing:
         print(f"{len(listing.crossing)} images are left out: their patient is in another published split too")
@@ -186,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except DataError as error:
-        print(f"error: {error}{_what_is_left(args)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 3
     except BrokenProcessPool:
         message = "a worker process died, perhaps for want of memory; try fewer --workers"

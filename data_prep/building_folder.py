@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,7 +40,7 @@ class BuildingFolder:
         self._output = output.absolute()
         self.path = self._output.parent / f".{self._output.name}.building"
         self.parts, self.dataset, self.tasks = (self.path / name for name in ("parts", "dataset", "tasks"))
-        _check_output(self._output, overwrite)
+        check_output(self._output, overwrite)
 
     def __enter__(self) -> "BuildingFolder":
         try:
@@ -122,7 +122,8 @@ def _difference(found: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     return f"it listed {found.get('samples')} images, now {plan.get('samples')} with other names, labels or places"
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raises DataError if `output` is something that may not be replaced."""
     if not output.exists():
         return
     if not output.is_dir():
@@ -133,3 +134,12 @@ def _check_output(output: Path, overwrite: bool) -> None:
             raise DataError(f"{output}: is not empty and is no dataset of this tool; choose another --output")
         if not overwrite:
             raise DataError(f"{output}: is a finished dataset already; give --overwrite to replace it")
+
+
+def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:
+    """Raises DataError if the output is an input, in one, or holds one: a build must never change what it reads."""
+    made = output.resolve()
+    for given in filter(None, inputs):
+        read = given.resolve()
+        if made.is_relative_to(read) or read.is_relative_to(made):
+            raise DataError(f"--output {output} and the input {given} must lie apart; choose another --output")

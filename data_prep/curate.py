@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from cxr_jax.data.records import SPLITS, VIEWS
+from cxr_jax.data.records import SPLITS, UNKNOWN_LABEL, VIEWS
 from data_prep.columns import Columns
 from data_prep.dedup import Thumbs, copies
 from data_prep.listing import Listing
@@ -73,7 +73,10 @@ def curate(
         drops += repeated
         kept[[drop.row for drop in repeated]] = False
         linked = _linked(listing, copy_of, kept)
-        duplicates = _crossings(listing, copy_of) | {"linked_patients_images": len(linked)}
+        duplicates = _crossings(listing, copy_of) | {
+            "contradictory_labels": _contradictory(columns, copy_of),
+            "linked_patients_images": len(linked),
+        }
         if linked and rules.linked_patients == "drop":
             drops += linked
             kept[[drop.row for drop in linked]] = False
@@ -153,23 +156,48 @@ def _crossings(listing: Listing, copy_of: Int64[np.ndarray, "n"]) -> dict[str, i
 
 
 def _linked(listing: Listing, copy_of: Int64[np.ndarray, "n"], kept: Bool[np.ndarray, "n"]) -> list[Drop]:
-    """Kept images of patients one of whose pictures repeats a picture of another patient in another split.
+    """Kept images of patients linked to a patient of a split that comes before theirs in test, val, train.
 
-    One picture under two patient ids is one person under two ids, as in collections made from one another. The copy
-    kept is in the split that comes first in test, val, train, so the other patient's images go.
+    One picture under two patient ids is one person under two ids, as in collections made from one another; links are
+    followed through any number of ids. The person's images stay in the first of these splits that holds one.
     """
     row = _repeated(copy_of)
-    across = (listing.split[row] != listing.split[copy_of[row]]) & (
-        listing.patient[row] != listing.patient[copy_of[row]]
-    )
-    winner_of = {int(listing.patient[one]): int(copy_of[one]) for one in row[across][::-1]}
-    losers = np.array(list(winner_of), np.uint64)
+    ids, code = np.unique(listing.patient, return_inverse=True)
+    person = _components(len(ids), code[row], code[copy_of[row]])[code]
+    best = np.zeros(len(ids), np.uint8)
+    np.maximum.at(best, person[kept], listing.split[kept])
+    # Of each person the first kept image in that split, to name.
+    winners = np.flatnonzero(kept & (listing.split == best[person]))[::-1]
+    winner_of = dict(zip(person[winners].tolist(), winners.tolist(), strict=True))
     drops = []
-    for one in np.flatnonzero(kept & np.isin(listing.patient, losers)).tolist():
-        winner = winner_of[int(listing.patient[one])]
-        reason = f"its patient shares a picture with a patient in {SPLITS[listing.split[winner]]}"
+    for one in np.flatnonzero(kept & (listing.split < best[person])).tolist():
+        winner = winner_of[int(person[one])]
+        reason = (
+            f"its patient shares a picture, at once or through other ids, with one in {SPLITS[listing.split[winner]]}"
+        )
         drops.append(Drop(one, "linked patient", reason, listing.key(winner)))
     return drops
+
+
+def _components(
+    count: int, first: Int64[np.ndarray, "m"], second: Int64[np.ndarray, "m"]
+) -> Int64[np.ndarray, "count"]:
+    """The smallest node that each of `count` nodes is connected to by the edges first-second."""
+    lowest = np.arange(count)
+    while True:
+        before = lowest.copy()
+        np.minimum.at(lowest, first, lowest[second])
+        np.minimum.at(lowest, second, lowest[first])
+        lowest = lowest[lowest]
+        if (lowest == before).all():
+            return lowest
+
+
+def _contradictory(columns: Columns, copy_of: Int64[np.ndarray, "n"]) -> int:
+    """Duplicates one of whose labels is known and is known otherwise of the copy kept."""
+    row = _repeated(copy_of)
+    one, two = columns.labels[row], columns.labels[copy_of[row]]
+    return int(((one != two) & (one != UNKNOWN_LABEL) & (two != UNKNOWN_LABEL)).any(1).sum())
 
 
 def _duplicate_notes(duplicates: dict[str, int], policy: str) -> list[str]:
@@ -178,6 +206,10 @@ def _duplicate_notes(duplicates: dict[str, int], policy: str) -> list[str]:
         notes.append(
             f"of the duplicates {duplicates['across_splits']} were in another split than the copy kept, "
             f"{duplicates['across_patients']} of another patient"
+        )
+    if duplicates["contradictory_labels"]:
+        notes.append(
+            f"{duplicates['contradictory_labels']} duplicates have other labels than the copy kept, whose labels stay"
         )
     linked = duplicates["linked_patients_images"]
     if linked:

@@ -56,7 +56,10 @@ class PartMaker:
             if outcome.error and on_error == "stop":
                 # So that it is looked at again once the file is repaired.
                 index_file(self._parts, outcome.number).unlink()
-                raise DataError(f"{outcome.error}; repair or remove it, or give --on_error=skip")
+                raise DataError(
+                    f"{outcome.error}; repair it or give --on_error=skip, and the same command continues with what is "
+                    "finished; without the file, --restart begins anew"
+                )
         parts = [known.pop(number, None) or read_index(self._parts, number) for number in numbers]
         return columns_of.concatenate(parts, self._num_labels)
 

@@ -49,9 +49,19 @@ class Labels:
         labels = tuple(values.get(name, UNKNOWN_LABEL) for name in self.classes)
         return self._made.setdefault(labels, labels)
 
-    def from_list(self, words: Iterable[str], absent: int = NEGATIVE) -> tuple[int, ...]:
-        """Labels from the list of what was found; every other class is `absent`."""
-        found = {name for word in words for name in self.canonical(word)}
+    def from_list(self, words: Iterable[str], absent: int = NEGATIVE, closed: str = "") -> tuple[int, ...]:
+        """Labels from the list of what was found; every other class is `absent`.
+
+        Raises DataError for an unknown word of a source whose words are all known; `closed` then names the row.
+        """
+        found: set[str] = set()
+        for word in words:
+            names = self.canonical(word)
+            if closed and not names:
+                raise DataError(
+                    f"{closed}: {word.strip()!r} is no finding of this source ({', '.join(self.classes)}); mend it"
+                )
+            found.update(names)
         return self.of({name: POSITIVE if name in found else absent for name in self.classes})
 
     def from_cells(self, cells: Mapping[str, str], where: str) -> tuple[int, ...]:

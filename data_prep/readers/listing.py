@@ -21,6 +21,7 @@ from data_prep.readers.table import COLUMNS, Row, Table, read_boxes, read_table
 from data_prep.splits import parse_split
 
 DEFAULT_LABELS = "labels.csv"
+TABLES = (".csv", ".tsv", ".xlsx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +154,11 @@ def open_labels(args: argparse.Namespace, files: Sequence[str]) -> Labels:
     if path is not None:
         columns = {column: getattr(args, f"{column}_column") for column in COLUMNS}
         table = read_table(path, columns, args.label_columns, args.exclude_columns)
+    elif args.labels is None:
+        unread = sorted(file.name for file in root.iterdir() if file.suffix.lower() in TABLES and file.is_file())
+        if unread:
+            what = f"not read: {', '.join(unread[:3])} (--labels=FILE names the table)"
+            table = Table((), (), (f"no {DEFAULT_LABELS}, so the dataset is unlabelled; {what}",))
     rows = _match(table.rows, files, path)
     masks = sorted({row.mask for row in rows.values() if row.mask})
     missing = [mask for mask in masks if not inside(root, mask, args.follow_links).is_file()]

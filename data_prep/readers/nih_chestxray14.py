@@ -54,7 +54,7 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
             view=row["View Position"],
             sex=row.get("Patient Gender", row.get("Patient Sex", "")),
             age=row.get("Patient Age", ""),
-            labels=listing.labels.from_list(row["Finding Labels"].split("|")),
+            labels=listing.labels.from_list(row["Finding Labels"].split("|"), closed=row.where),
             boxes=boxes.get(name, ()),
             frame=(SIDE_PX, SIDE_PX),
         )

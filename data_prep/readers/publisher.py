@@ -102,7 +102,10 @@ class Listing:
             wanted = (name.lower(), f"{name.lower()}.gz")
             found = [file for file in self.files if file.rsplit("/", 1)[-1].lower() in wanted]
             if found:
-                return min(found, key=lambda file: (file.count("/"), file))
+                chosen = min(found, key=lambda file: (file.count("/"), file))
+                if f"{chosen}.gz" in found:
+                    raise DataError(f"{self.root}: holds {chosen} and {chosen}.gz; remove the one that is not whole")
+                return chosen
         return None
 
     def rows(self, *names: str, columns: Iterable[str], optional: bool = False) -> Iterator[Row]:
@@ -117,7 +120,11 @@ class Listing:
             raise DataError(f"{self.root}: holds no {' or '.join(names)}; is this the folder of {self._source}?")
         if file not in self._tables:
             self._tables.append(file)
-        yield from table_rows(self.root / file, file, tuple(columns))
+        row = None
+        for row in table_rows(self.root / file, file, tuple(columns)):
+            yield row
+        if row is None and not optional:
+            raise DataError(f"{file}: holds no rows; get the whole table")
 
     def text(self, file: str) -> str:
         """A small text file below the folder, whatever its encoding; raises DataError if it cannot be read."""

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cxr_jax.data.records import UNKNOWN_AGE, Box, DataError
+from cxr_jax.data.records import NEGATIVE, POSITIVE, UNKNOWN_AGE, UNKNOWN_LABEL, Box, DataError
 
 # The contract's name of a column -> the headers it is recognised by, in lower case without spaces and _ - /.
 COLUMNS = {
@@ -27,7 +27,12 @@ COLUMNS = {
     "mask": ("mask", "maskfile", "maskpath"),
 }
 SLIPS = 0.1  # up to this share of other cells, a column of 0 and 1 is a label with mistakes
-_LABEL_VALUES = {"": -1, "1": 1, "0": 0, "-1": -1}
+_LABEL_WORDS = {
+    "": UNKNOWN_LABEL, "na": UNKNOWN_LABEL, "n/a": UNKNOWN_LABEL, "nan": UNKNOWN_LABEL,
+    "yes": POSITIVE, "true": POSITIVE, "no": NEGATIVE, "false": NEGATIVE,
+}  # fmt: skip
+_LEGAL_LABELS = "1, yes, true; 0, no, false; -1, NA or empty (unknown)"
+_SEPARATORS = ",;\t"
 _SEX = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _MAX_AGE_YEARS = 120
 
@@ -67,21 +72,22 @@ def read_table(
     """Reads a labels file.
 
     Args:
-      file: a CSV file with a header, UTF-8.
+      file: a CSV file with a header, UTF-8, separated by commas, semicolons or tabs.
       columns: for each name of `COLUMNS` the header given by flag, "" for none, None to recognise it.
       label_columns: the label classes, or None to find them.
       exclude_columns: headers that are never taken for labels.
 
     Raises DataError for a missing or malformed file, an unknown column, two possible columns, or a bad label.
     """
-    header, lines = _read_csv(file)
+    notes: list[str] = []
+    header, lines = _read_csv(file, notes)
     chosen = {name: _choose(name, columns.get(name), header, file) for name in COLUMNS}
     if chosen["file"] is None:
         raise DataError(f"{file}: no column names the image file; found {', '.join(header)}; give --file_column")
-    for name in (*(label_columns or ()), *exclude_columns):
-        if name not in header:
-            raise DataError(f"{file}: has no column {name!r}; found {', '.join(header)}")
-    notes: list[str] = []
+    for flag, given in (("--label_columns", label_columns or ()), ("--exclude_columns", exclude_columns)):
+        for name in given:
+            if name not in header:
+                raise DataError(f"{file}: has no column {name!r} ({flag}); found {', '.join(header)}")
     if label_columns is None:
         taken = {header.index(name) for name in chosen.values() if name} | {
             header.index(name) for name in exclude_columns
@@ -90,6 +96,8 @@ def read_table(
     position = {name: header.index(column) if column else None for name, column in chosen.items()}
     label_positions = [header.index(name) for name in label_columns]
     rows, bad_ages = [], 0
+    if chosen["patient_id"] is not None:
+        _check_patients(file, position["patient_id"], lines, notes)
     for number, cells in lines:
         where = f"{file} line {number}"
         text = {name: cells[at].strip() if at is not None else "" for name, at in position.items()}
@@ -163,20 +171,27 @@ def parse_age(text: str) -> float:
     return years if years <= _MAX_AGE_YEARS else UNKNOWN_AGE
 
 
-def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _read_csv(file: Path, notes: list[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and (line number, cells) of each row that is not blank."""
     lines = []
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
+            separator = max(_SEPARATORS, key=stream.readline().count)
+            stream.seek(0)
+            reader = csv.reader(stream, delimiter=separator)
             header = [name.strip() for name in next(reader, [])]
             for cells in reader:
                 if any(cells):
                     lines.append((reader.line_num, cells))
     except FileNotFoundError:
         raise DataError(f"{file}: no such labels file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: is no CSV file in UTF-8 ({error})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}: is not in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); save it as CSV in "
+            "UTF-8, as iconv -f latin1 -t utf-8 does for a table in Latin-1"
+        ) from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{file}: is no CSV file ({error})") from None
     if not header or not lines:
         raise DataError(f"{file}: holds no rows")
     twice = sorted({name for name in header if name and header.count(name) > 1})
@@ -185,7 +200,23 @@ def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     for number, cells in lines:
         if len(cells) != len(header):
             raise DataError(f"{file} line {number}: {len(cells)} cells, but the header has {len(header)}")
+    if separator != ",":
+        notes.append(f"{file.name}: its cells are separated by {'tabs' if separator == chr(9) else 'semicolons'}")
     return header, lines
+
+
+def _check_patients(file: Path, at: int, lines: Sequence[tuple[int, list[str]]], notes: list[str]) -> None:
+    """Refuses one id written as a whole number and as a decimal one; says how many rows name no patient."""
+    ids = {cells[at].strip() for _, cells in lines}
+    decimal = next((text for text in sorted(ids) if re.fullmatch(r"\d+\.0+", text) and text.split(".")[0] in ids), "")
+    if decimal:
+        raise DataError(
+            f"{file}: the patient {decimal.split('.')[0]} is also written {decimal}, which would be another one; write "
+            "each id in one way"
+        )
+    blank = sum(not cells[at].strip() for _, cells in lines)
+    if blank:
+        notes.append(f"{file.name}: {blank} rows name no patient; each such image counts as a patient of its own")
 
 
 def _choose(name: str, given: str | None, header: Sequence[str], file: Path) -> str | None:
@@ -205,7 +236,7 @@ def _choose(name: str, given: str | None, header: Sequence[str], file: Path) -> 
 def _find_labels(
     file: Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]], taken: set[int], notes: list[str]
 ) -> list[str]:
-    """The longest run of neighbouring columns that hold nothing but 1, 0, -1 and empty cells.
+    """The longest run of neighbouring columns that hold nothing but labels (`_LABEL_WORDS` and 1, 0, -1).
 
     Label columns stand together in every public table, while a lone 0/1 column elsewhere is a remark on the file.
     Columns with another known meaning do not break a run, wholly empty ones neither break nor join it.
@@ -226,6 +257,10 @@ def _find_labels(
     apart = [name for run in runs if run is not longest for name in run]
     if longest:
         notes.append(f"{file.name}: {len(longest)} label columns, {longest[0]} to {longest[-1]}")
+    else:
+        rest = [name for at, name in enumerate(header) if at not in taken]
+        what = f"; {', '.join(rest)} hold other cells than {_LEGAL_LABELS}" if rest else ""
+        notes.append(f"{file.name}: no label columns, so the dataset is unlabelled{what}")
     if apart:
         notes.append(f"{file.name}: not taken for labels: {', '.join(apart)} (--label_columns names labels)")
     return longest
@@ -238,15 +273,15 @@ def _refuse_spoilt_labels(file: Path, name: str, cells: Sequence[tuple[int, str]
     if len(odd) <= SLIPS * len(filled):
         number, text = odd[0]
         raise DataError(
-            f"{file} line {number}: {name} holds {text!r} where its other cells hold 1, 0 or -1; mend it, or give "
-            f"--exclude_columns={name}"
+            f"{file} line {number}: {name} holds {text!r} where its other cells are labels (1, 0, yes, no); mend it, "
+            f"or give --exclude_columns={name}"
         )
 
 
 def _label_value(text: str) -> int | None:
-    text = text.strip()
-    if text in _LABEL_VALUES:
-        return _LABEL_VALUES[text]
+    word = text.strip().lower()
+    if word in _LABEL_WORDS:
+        return _LABEL_WORDS[word]
     try:
         number = float(text)
     except ValueError:
@@ -257,5 +292,5 @@ def _label_value(text: str) -> int | None:
 def _parse_label(text: str, column: str, where: str) -> int:
     label = _label_value(text)
     if label is None:
-        raise DataError(f"{where}: {column} is {text!r}; legal: 1, 0, -1 or empty (unknown)")
+        raise DataError(f"{where}: {column} is {text!r}; legal: {_LEGAL_LABELS}")
     return label

@@ -61,7 +61,7 @@ def test_near_duplicates_go_and_the_copy_of_the_test_set_stays(tmp_path):
     curation = manifest.counts["curation"]
     assert curation["dropped"] == {"exact duplicate": 1, "near duplicate": 3}
     assert curation["duplicates"] == {
-        "images": 4, "across_splits": 3, "across_patients": 3, "linked_patients_images": 3,
+        "images": 4, "across_splits": 3, "across_patients": 3, "contradictory_labels": 2, "linked_patients_images": 3,
     }  # fmt: skip
     assert manifest.counts["images"] == 12
 
@@ -71,9 +71,27 @@ def test_patients_who_share_a_picture_are_one_person(tmp_path):
     manifest, ids = built(tmp_path)
     assert ids == {"test": [0, 1, 2, 3], "val": [6, 7], "train": [10, 14, 15]}
     reasons = {number: line["reason"] for number, line in dropped(tmp_path).items()}
-    assert reasons[5] == reasons[9] == "its patient shares a picture with a patient in test"
-    assert reasons[13] == "its patient shares a picture with a patient in val"
+    assert reasons[5] == reasons[9] == "its patient shares a picture, at once or through other ids, with one in test"
+    assert reasons[13] == "its patient shares a picture, at once or through other ids, with one in val"
     assert manifest.counts["curation"]["dropped"]["linked patient"] == 3
+
+
+def test_links_between_patients_are_followed_through_others(tmp_path):
+    """test p0 - train p4 - train p7: the last shares no picture with test, but is the same person."""
+    planted(tmp_path / "in")
+    (tmp_path / "in/images/0014.jpg").write_bytes((tmp_path / "in/images/0009.jpg").read_bytes())
+    _, ids = built(tmp_path)
+    assert ids == {"test": [0, 1, 2, 3], "val": [6, 7], "train": [10]}
+    _, ids = built(tmp_path, "--linked_patients=report", "--overwrite")
+    assert len(ids["train"]) == 4, "the copy alone goes"
+
+
+def test_duplicates_with_other_labels_are_counted(tmp_path, capsys):
+    """8 repeats 0: one label unknown in one of them is no contradiction, 1 against 0 is."""
+    planted(tmp_path / "in", Edema=["1"] + ["0"] * 15, Mass=[""] + ["1"] * 15)
+    manifest, _ = built(tmp_path, "--linked_patients=report")
+    assert manifest.counts["curation"]["duplicates"]["contradictory_labels"] == 2, "4 and 8 against 0"
+    assert "2 duplicates have other labels than the copy kept, whose labels stay" in capsys.readouterr().out
 
 
 def test_exact_and_none_do_what_they_say(tmp_path):

@@ -111,7 +111,7 @@ def test_label_columns(tmp_path):
     assert any("not taken for labels: checked" in note for note in source.notes)
     assert open_folder(folder, "--label_columns=checked").samples[1].labels == (0,)
     assert open_folder(folder, "--exclude_columns=Mass,checked").vocabulary == ("Edema",)
-    with pytest.raises(DataError, match="note is 'x'; legal: 1, 0, -1 or empty"):
+    with pytest.raises(DataError, match="note is 'x'; legal: 1, yes, true; 0, no, false; -1, NA"):
         open_folder(folder, "--label_columns=note")
     with pytest.raises(DataError, match="has no column 'none'"):
         open_folder(folder, "--label_columns=none")
@@ -138,3 +138,53 @@ def test_a_slip_in_a_label_column_is_named(tmp_path):
     with pytest.raises(DataError, match=r"line 13: Effusion holds 'maybe'.*--exclude_columns=Effusion"):
         open_folder(folder)
     assert "Effusion" not in open_folder(folder, "--exclude_columns=Effusion").vocabulary
+
+
+def test_labels_in_words(tmp_path):
+    folder = write_folder(tmp_path / "in", 4, Edema=["yes", "No", "NA", ""], Mass=["TRUE", "false", "n/a", "1"])
+    source = open_folder(folder)
+    assert source.vocabulary == ("Edema", "Mass")
+    assert [sample.labels for sample in source.samples] == [(1, 1), (0, 0), (-1, -1), (-1, 1)]
+
+
+def test_a_table_without_labels_says_so(tmp_path):
+    folder = write_folder(tmp_path / "in", 4, Edema=["mild"] * 4, Mass=["large"] * 4)
+    notes = " ".join(open_folder(folder).notes)
+    assert "no label columns, so the dataset is unlabelled; Edema, Mass hold other cells than 1, yes, true" in notes
+
+
+def test_a_table_of_another_name_is_not_passed_over_in_silence(tmp_path):
+    folder = write_folder(tmp_path / "in", 4)
+    (folder / "labels.csv").rename(folder / "Labels.csv")
+    note = "no labels.csv, so the dataset is unlabelled; not read: Labels.csv (--labels=FILE names the table)"
+    assert note in open_folder(folder).notes
+    assert not any("not read" in note for note in open_folder(folder, "--labels=").notes), "asked for"
+    assert open_folder(folder, "--labels=Labels.csv").vocabulary == ("Edema", "Mass")
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_other_separators(tmp_path, separator, name):
+    folder = write_folder(tmp_path / "in", 4)
+    table = folder / "labels.csv"
+    table.write_text(table.read_text().replace(",", separator))
+    source = open_folder(folder)
+    assert source.vocabulary == ("Edema", "Mass")
+    assert f"labels.csv: its cells are separated by {name}" in source.notes
+
+
+def test_an_encoding_other_than_utf_8_is_one_line_with_the_way_out(tmp_path):
+    folder = write_folder(tmp_path / "in", 4)
+    table = folder / "labels.csv"
+    table.write_bytes(table.read_bytes() + "images/0003.jpg,Mu\u00f1oz,1,0\n".encode("latin1"))
+    with pytest.raises(DataError, match=r"labels.csv: is not in UTF-8 \(byte \d+ is 0xf1\); .*iconv"):
+        open_folder(folder)
+
+
+def test_patients_written_in_two_ways_or_not_at_all(tmp_path):
+    folder = write_folder(tmp_path / "a", 4, patient_id=["12", "12.0", "13", "14"])
+    with pytest.raises(DataError, match=r"the patient 12 is also written 12\.0"):
+        open_folder(folder)
+    folder = write_folder(tmp_path / "b", 4, patient_id=["12", "", " ", "14"])
+    source = open_folder(folder)
+    assert "labels.csv: 2 rows name no patient; each such image counts as a patient of its own" in source.notes
+    assert len({sample.patient_id for sample in source.samples}) == 4

@@ -116,6 +116,28 @@ def test_an_image_in_both_lists_is_refused(tmp_path, capsys):
     assert "00013118_008.png is in the other list too" in fails(capsys, "nih_chestxray14", tmp_path / "in")
 
 
+def test_a_word_outside_a_closed_list_of_findings_is_refused(tmp_path, capsys):
+    """Passed over, the misspelt finding and all others would be negative for that image."""
+    nih_chestxray14.imitate(tmp_path / "in")
+    edit(tmp_path / "in/Data_Entry_2017_v2020.csv", "Cardiomegaly", "Cardiomegally")
+    line = fails(capsys, "nih_chestxray14", tmp_path / "in")
+    assert "line 2: 'Cardiomegally' is no finding of this source (No Finding, " in line
+
+
+@pytest.mark.parametrize("header_only", [True, False])
+def test_a_table_beside_its_archive_is_refused(tmp_path, capsys, header_only):
+    """A half-unpacked or header-only .csv must not win over the whole .csv.gz, nor stand in its place."""
+    mimic_cxr.imitate(tmp_path / "in")
+    archive = tmp_path / "in/mimic-cxr-2.0.0-metadata.csv.gz"
+    table = archive.with_suffix("")
+    table.write_bytes(gzip.decompress(archive.read_bytes()).splitlines(keepends=True)[0])
+    if header_only:
+        archive.unlink()
+        assert f"{table.name}: holds no rows; get the whole table" in fails(capsys, "mimic_cxr", tmp_path / "in")
+    else:
+        assert f"holds {table.name} and {archive.name}; remove" in fails(capsys, "mimic_cxr", tmp_path / "in")
+
+
 def test_mimic_images_without_a_published_split_are_refused(tmp_path, capsys):
     """A table that was cut short would let published test images be drawn into train."""
     mimic_cxr.imitate(tmp_path / "in")
