@@ -170,7 +170,7 @@ def attention_cases(run: str, step: int | None, task: Task, scores: Scores, coun
         image = np.clip((out["images"][i] * meta["geometry"]["std"] + meta["geometry"]["mean"]) * 255, 0, 255)
         maps = {name: out["maps"][i, c].reshape(side, side) for c, name in enumerate(task.targets)}
         known = {1: "positive", 0: "negative", -1: "unknown"}[int(task.labels["test"][row, 0])]
-        caption = f"{split.text(row, 'image_id')}: {task.targets[0]} {known}, score {scores.test[row, 0]:.2f}"
+        caption = f"{split.text(int(row), 'image_id')}: {task.targets[0]} {known}, score {scores.test[row, 0]:.2f}"
         cases.append({"image": image.astype(np.uint8), "maps": maps, "caption": caption})
     return cases
 

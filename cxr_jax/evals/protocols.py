@@ -5,6 +5,7 @@ are scored once.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,13 +65,12 @@ def knn_scores(task: Task, model: dict[str, Any], params: dict, geometry: Geomet
 def floor_scores(task: Task, fit: str) -> Scores:
     """Hand-made features (HOG, pixels, PCA) and logistic regression on the same rows."""
 
-    @jax.jit
-    def shrink(batch):
-        return fit_images(batch["image"], batch["size"], FLOOR_SIDE, fit)
+    shrink = jax.jit(partial(fit_images, image_size=FLOOR_SIDE, fit=fit))
 
     def images(split):
         parts = [range(start, min(start + FLOOR_CHUNK, len(split))) for start in range(0, len(split), FLOOR_CHUNK)]
-        return np.concatenate([np.asarray(shrink(load_rows(split, part))) for part in parts])
+        loaded = (load_rows(split, part) for part in parts)
+        return np.concatenate([np.asarray(shrink(rows["image"], rows["size"])) for rows in loaded])
 
     pixels = {role: images(split) for role, split in task.splits.items()}
     scores, probe = floor.floor_scores(

@@ -1,12 +1,10 @@
 """A run of masked autoencoding, which has no teacher, through every entry that reads a pretraining run."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-from test_training_configs import check, load, run, shrink
+from test_training_configs import check, evaluated, load, run, shrink
 
-from cxr_jax import checkpoint, convert, evaluate
+from cxr_jax import checkpoint, convert
 from cxr_jax.config import ConfigError
 
 
@@ -33,15 +31,11 @@ def test_heads_are_trained_on_the_one_network(network, pretrained, phantom_datas
 @pytest.mark.parametrize("protocol", ["linear", "knn"])
 def test_probes_read_the_one_network_and_say_so(protocol, pretrained, phantom_dataset, tmp_path, monkeypatch, capsys):
     config = load(f"eval/{protocol}")
-    config.init_from, config.batch_size, config.data.targets = str(pretrained), 16, ("Effusion",)
-    config.bootstrap.resamples = 10
+    config.init_from, config.data.targets = str(pretrained), ("Effusion",)
     config.baselines.update(random=False, floor=False)
-    flags = SimpleNamespace(FLAGS=SimpleNamespace(config=config, workdir=str(tmp_path)))
-    monkeypatch.setattr(evaluate, "flags", flags)
-    evaluate.main()
+    evaluated(config, tmp_path, monkeypatch)
     printed = capsys.readouterr().out
     assert "trained without a teacher" in printed and "pretrained (student)" in printed
-    assert (tmp_path / "results.json").exists()
 
 
 def test_its_fixed_positions_have_no_place_in_a_hugging_face_folder(pretrained, tmp_path):

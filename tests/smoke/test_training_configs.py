@@ -1,4 +1,4 @@
-"""Every training config, shrunk, takes two steps through the entry's own `main`, on eight fake devices.
+"""Every config through its entry's own `main`, on eight fake devices: training ones, shrunk, take two steps.
 
 Sections and switches are those of the config; only sizes are cut, so that a config whose parts do not fit together
 fails here in seconds instead of on a pod.
@@ -13,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from cxr_jax import checkpoint, train
+from cxr_jax import checkpoint, evaluate, train
 from cxr_jax import config as door
 
 ROOT = Path(__file__).parents[2]
 PRETRAINING = ("smoke", "demo", *(f"pretrain/{path.stem}" for path in sorted((ROOT / "configs/pretrain").glob("*.py"))))
 FINETUNING = tuple(f"finetune/{path.stem}" for path in sorted((ROOT / "configs/finetune").glob("*.py")))
+EVALUATION = tuple(f"eval/{path.stem}" for path in sorted((ROOT / "configs/eval").glob("*.py")))
 STEPS, BATCH = 2, 16
 
 
@@ -71,6 +72,14 @@ def run(config, workdir, monkeypatch, generator="unsafe_rbg"):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def evaluated(config, workdir, monkeypatch):
+    """`python -m cxr_jax.evaluate` without the command line; its results.json."""
+    config.batch_size, config.bootstrap.resamples = BATCH, 10
+    monkeypatch.setattr(evaluate, "flags", SimpleNamespace(FLAGS=SimpleNamespace(config=config, workdir=str(workdir))))
+    evaluate.main()
+    return json.loads((workdir / "results.json").read_text())
+
+
 def check(workdir, lines, term):
     assert [line["step"] for line in lines] == list(range(STEPS))
     for line in lines:
@@ -120,3 +129,20 @@ def test_finetuning_configs_train(name, pretrained, phantom_dataset, tmp_path, m
         checkpoint.read_item(folder, "targets")["backbone"] for folder in (pretrained[0], tmp_path / "run")
     )
     np.testing.assert_array_equal(before["blocks"]["attn"]["qkv"]["kernel"], after["blocks"]["attn"]["qkv"]["kernel"])
+
+
+@pytest.mark.parametrize("name", names(EVALUATION))
+def test_evaluation_configs_score_beside_their_baselines(name, pretrained, phantom_dataset, tmp_path, monkeypatch):
+    """With every baseline that the config switches on: the hand-made floor stands in all of them."""
+    config = load(name)
+    config.init_from, config.data.targets = str(pretrained[0]), ("Effusion",)
+    if config.protocol == "head":
+        finetuning = load("finetune/glori")
+        finetuning.init_from, config.init_from, config.data.targets = str(pretrained[0]), str(tmp_path / "glori"), ()
+        run(shrink(finetuning, phantom_dataset), tmp_path / "glori", monkeypatch)
+    results = evaluated(config, tmp_path / "results", monkeypatch)
+    assert results["counts"]["images"] > 0
+    random = ["random network"] if config.baselines.random else []
+    assert list(results["baselines"]) == [*random, "hand-made features"]
+    report = (tmp_path / "results/report.html").read_text()
+    assert all(column in report for column in results["baselines"])
