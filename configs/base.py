@@ -51,6 +51,8 @@ def training() -> ConfigDict:
                 "every_steps": 10,
                 "record_ids": False,
                 "tensorboard": True,
+                "trackers": (),
+                "project": "cxr_jax",
                 "stall_secs": 1800.0,
                 "on_collapse": "warn",
                 "collapse_after_frac": 0.2,

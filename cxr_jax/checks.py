@@ -9,13 +9,17 @@ from ml_collections import ConfigDict
 
 from cxr_jax import config as door
 from cxr_jax.collapse import MODES
-from cxr_jax.config import require
+from cxr_jax.config import call, require
+from cxr_jax.evals.features import TOKENS
 from cxr_jax.resume import ON_NONFINITE
 from cxr_jax.sharding import data_shards
+from cxr_jax.trackers import check_trackers
 
 COUNTS = ("batch_size", "total_steps", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
 COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch", "checkpoint.keep_best", "numerics.max_rollbacks")
 NOT_NEGATIVE = ("data.workers", "data.prefetch_to_device", "data.cache_decoded_mb")
+PROTOCOLS = ("head", "linear_probe", "knn")  # of an evaluation
+NETWORKS = ("teacher", "student")
 EXAMPLES = "log.examples_every_steps"
 
 
@@ -30,6 +34,7 @@ def check_counts(config: ConfigDict) -> None:
     require(mode in MODES, f"config.log.on_collapse={mode!r}: legal are {', '.join(MODES)}")
     policy = config.numerics.on_nonfinite
     require(policy in ON_NONFINITE, f"config.numerics.on_nonfinite={policy!r}: legal are {', '.join(ON_NONFINITE)}")
+    call(check_trackers, "log", {"names": config.log.trackers})
     for key in ("log.stall_secs", "checkpoint.every_secs"):
         require(flat[key] >= 0, f"config.{key}={flat[key]} must be at least 0; 0 switches it off")
     every = flat.get(EXAMPLES, 0)
@@ -74,3 +79,13 @@ def check_batch(config: ConfigDict, images: int) -> None:
         f"config.batch_size={config.batch_size} is more than the {images} images of split {config.data.split!r}; "
         "an image would stand in a batch twice",
     )
+
+
+def check_evaluation(config: ConfigDict) -> None:
+    """Refuse choices of an evaluation that there are not."""
+    for key, legal in (("protocol", PROTOCOLS), ("network", NETWORKS), ("probe.tokens", TOKENS)):
+        found = door.flatten(config)[key]
+        require(found in legal, f"config.{key}={found!r}: legal are {', '.join(legal)}")
+    require(bool(config.init_from), "config.init_from is empty; name a run directory")
+    for name in ("k", "blocks"):
+        require(config.probe[name] >= 1, f"config.probe.{name}={config.probe[name]} must be at least 1")

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,13 @@ def define_flags() -> None:
     """`--config` and `--workdir`, for the entries that have them."""
     config_flags.DEFINE_config_file("config", None, "Config file, for example configs/smoke.py.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Run directory; made if absent, continued if it holds checkpoints.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.DEFINE_bool("print_config", False, "Print the resolved config, one key a line, and stop.")
+    flags.mark_flag_as_required("config")
+    flags.register_multi_flags_validator(
+        ["workdir", "print_config"],
+        lambda given: given["workdir"] is not None or given["print_config"],
+        message="Flag --workdir must have a value other than None.",
+    )
 
 
 def define_process_flags() -> None:
@@ -97,19 +103,37 @@ def _leave(code: int) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Parse flags; anything wrong with them or with the config file is one line and exit code 2."""
     try:
-        rest = flags.FLAGS(argv)
+        return _read_flags(flags.FLAGS, argv)
+    except ConfigError as error:
+        _fail(error, EXIT_CONFIG)
+
+
+def _read_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    try:
+        rest = values(argv)
         # A config file that cannot be opened shows itself only when it is looked at.
-        _ = "config" in flags.FLAGS and flags.FLAGS.config.is_locked
+        _ = "config" in values and values.config.is_locked
     except flags.Error as error:
-        _fail(_explain_flag(str(error)), EXIT_CONFIG)
+        raise ConfigError(_explain_flag(values, str(error))) from None
     except Exception as error:  # whatever the user's config file raises
-        _fail(_explain_key(argv) or _explain_file(argv, error), EXIT_CONFIG)
+        raise ConfigError(_explain_key(values, argv) or _explain_file(argv, error)) from None
     if len(rest) > 1:
-        _fail(f"unexpected argument {rest[1]!r}; options are written --name=value", EXIT_CONFIG)
+        raise ConfigError(f"unexpected argument {rest[1]!r}; options are written --name=value")
     return rest
 
 
-def _explain_flag(message: str) -> str:
+def read_config(arguments: Sequence[str]) -> ConfigDict:
+    """The locked config of `--config=FILE --config.key=value ...`, as an entry would read it from its command line.
+
+    Raises ConfigError.
+    """
+    argv, values = ["", *arguments], flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True, sys_argv=argv)
+    _read_flags(values, argv)
+    return values.config
+
+
+def _explain_flag(values: flags.FlagValues, message: str) -> str:
     """absl's message, with what to do."""
     message = message.replace("FATAL Flags parsing error: ", "").strip()
     missing = re.findall(r"Flag --(\w+) must have a value other than None", message)
@@ -120,17 +144,17 @@ def _explain_flag(message: str) -> str:
     if "Traceback" in message:
         return f"{message.splitlines()[0]} {message.splitlines()[-1]}"
     wrong = re.match(r"flag --config\.([\w.]+)=(.*?): (.*)", message, re.DOTALL)
-    found = flatten(flags.FLAGS["config"].value).get(wrong[1]) if wrong else None
+    found = flatten(values["config"].value).get(wrong[1]) if wrong else None
     if found is not None:
         return f"config.{wrong[1]}={wrong[2]!r} is no {type(found).__name__}; legal are values such as {found!r}"
     return message.removeprefix("flag ")
 
 
-def _explain_key(argv: list[str]) -> str | None:
+def _explain_key(values: flags.FlagValues, argv: list[str]) -> str | None:
     """Which `--config.key` of the command line the config does not have, and the nearest that it has."""
     try:
         # absl drops the config when an override of it fails.
-        config = flags.FLAGS["config"].parser.parse(_config_file(argv))
+        config = values["config"].parser.parse(_config_file(argv))
     except Exception:
         return None
     if not isinstance(config, ConfigDict):
@@ -174,6 +198,13 @@ def run_entry(main: Callable[[], None]) -> None:
         # At INFO, JAX lists accelerators it looked for in vain and Orbax tells a save in forty lines.
         logging.set_verbosity(logging.WARNING)
         try:
+            if "config" in flags.FLAGS:
+                if flags.FLAGS.print_config:
+                    print(as_text(flags.FLAGS.config), end="")
+                    return
+                # Of several processes, one says it; those that `auto` counts do not know their number yet.
+                if "process_id" not in flags.FLAGS or not flags.FLAGS.process_id:
+                    print(describe_overrides(), flush=True)
             main()
         except ConfigError as error:
             _fail(error, EXIT_CONFIG)
@@ -277,6 +308,11 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def as_text(config: ConfigDict) -> str:
+    """The config, one `a.b = value` a line, sorted: as `--print_config` shows it and tests/golden keeps it."""
+    return "".join(f"{key} = {value!r}\n" for key, value in sorted(flatten(config).items()))
+
+
 def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list]:
     """`{"a.b": [old, new]}` for every key whose value differs; absent values are None."""
     keys = sorted(old.keys() | new.keys())
@@ -286,6 +322,15 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list]:
 def overrides() -> dict[str, Any]:
     """What the command line changed: `{"a.b": value}`."""
     return dict(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def describe_overrides() -> str:
+    """The config file, and below it a line for every key whose value the command line made another."""
+    flag = flags.FLAGS["config"]
+    file = flag.parser.parse(config_flags.get_config_filename(flag))
+    changed = diff(flatten(file), flatten(flag.value))
+    lines = [f"  config.{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
+    return "\n".join([f"config {config_flags.get_config_filename(flag)}" + (", changed:" if lines else ""), *lines])
 
 
 def environment() -> dict[str, Any]:

@@ -21,17 +21,17 @@ from ml_collections import ConfigDict
 
 from cxr_jax import checkpoint
 from cxr_jax import config as door
+from cxr_jax.checks import check_evaluation
 from cxr_jax.config import RunError, call, require
 from cxr_jax.data.augment import CropRecipe
 from cxr_jax.data.source import Split
 from cxr_jax.evals import classification, protocols, report
-from cxr_jax.evals.features import TOKENS, Geometry, random_backbone
+from cxr_jax.evals.features import Geometry, random_backbone
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.task import ROLES, Task, open_task, write_predictions
 from cxr_jax.objectives.supervised import Supervised
 from cxr_jax.sharding import batch_sharding, data_shards, make_mesh
 
-PROTOCOLS = ("head", "linear_probe", "knn")
 NETWORKS = {"teacher": "targets", "student": "params"}
 
 
@@ -201,14 +201,7 @@ def spoken_auroc(results: dict[str, Any]) -> str:
 def main() -> None:
     """Run, protocol -> columns of scores -> results.json, predictions.csv, report.html."""
     config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir)
-    require(config.protocol in PROTOCOLS, f"config.protocol={config.protocol!r}: legal are {', '.join(PROTOCOLS)}")
-    require(config.network in NETWORKS, f"config.network={config.network!r}: legal are {', '.join(NETWORKS)}")
-    require(bool(config.init_from), "config.init_from is empty; name a run directory")
-    require(
-        config.probe.tokens in TOKENS, f"config.probe.tokens={config.probe.tokens!r}: legal are {', '.join(TOKENS)}"
-    )
-    for name in ("k", "blocks"):
-        require(config.probe[name] >= 1, f"config.probe.{name}={config.probe[name]} must be at least 1")
+    check_evaluation(config)
     door.lock_workdir(workdir)
     step = checkpoint_step(config)
     meta = checkpoint.read_meta(config.init_from, step)

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, a progress bar, and pictures of the first batch.
+"""What a run tells: metrics.jsonl, trackers such as TensorBoard, a progress bar, and pictures of the first batch.
 
 In: scalars by name at log steps. Out: one JSON object a line with at least `step`, `loss`, every loss term,
 `learning_rate`, `grad_norm`, `images_per_sec`, `data_wait_frac`, `goodput` and `secs_<phase>` (`phases`), the last two
@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from cxr_jax.trackers import TensorBoard, Writer
 
 ROUNDING = 16  # precisions of the largest eigenvalue, below which a second moment's eigenvalue is noise
 
@@ -28,18 +29,28 @@ ROUNDING = 16  # precisions of the largest eigenvalue, below which a second mome
 class Metrics:
     """Writes the metrics of one run; `start_step` is the step that training continues from.
 
-    Of several processes only one may write; the others pass `writes=False` and are silent.
+    `trackers` get the same scalars and are closed with it. Of several processes only one may write; the others pass
+    `writes=False` and are silent.
     """
 
     def __init__(
-        self, workdir: Path, *, start_step: int, total_steps: int, tensorboard: bool = True, writes: bool = True
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        tensorboard: bool = True,
+        trackers: Sequence[Writer] = (),
+        writes: bool = True,
     ):
-        self._file = self._board = None
+        self._file = None
+        self._trackers = list(trackers)
         if writes:
             path = workdir / "metrics.jsonl"
             cut_back(path, start_step)
             self._file = path.open("a")
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step) if tensorboard else None
+            if tensorboard:
+                self._trackers.append(TensorBoard(workdir, start_step))
         self._terminal = writes and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=start_step, disable=not self._terminal, unit="step")
         self._total_steps, self._lines_every = total_steps, max(1, total_steps // 20)
@@ -54,9 +65,8 @@ class Metrics:
         row |= ({"nonfinite": bad} if bad else {}) | ({"collapse": [*collapse]} if collapse else {})
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.write(step, values)
         if "loss" not in values:
             return
         text = f"loss {values['loss']:.4f}  {values['images_per_sec']:.1f} images/s"
@@ -79,8 +89,8 @@ class Metrics:
         self._bar.close()
         if self._file:
             self._file.close()
-        if self._board:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def is_clock(name: str) -> bool:

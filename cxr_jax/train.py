@@ -9,78 +9,28 @@ a run that was stopped. `experiments` turns config sections into objects; everyt
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from cxr_jax import checkpoint, loop
 from cxr_jax import config as door
-from cxr_jax.checks import check_batch, check_counts, check_numbers, check_split
-from cxr_jax.collapse import CollapseWatch
-from cxr_jax.config import call, require
 from cxr_jax.data.geometry import MEAN, STD
 from cxr_jax.data.pipeline import train_batches
-from cxr_jax.data.source import open_split
-from cxr_jax.evals.features import Geometry
 from cxr_jax.examples import Examples
-from cxr_jax.experiments import build
+from cxr_jax.experiments.prepare import checkpoints_of, collapse_watch, mesh_of, prepare
 from cxr_jax.metrics import Metrics
-from cxr_jax.models.layers import Layout
-from cxr_jax.objectives.base import Objective
-from cxr_jax.online_probe import OnlineProbe
 from cxr_jax.phases import Phases
 from cxr_jax.preemption import Preemption
 from cxr_jax.record_log import RecordLog
 from cxr_jax.resume import carried, check_same_config, check_same_data, roll_back
-from cxr_jax.saving import Checkpoints
-from cxr_jax.sharding import batch_sharding, make_layout, make_mesh
+from cxr_jax.sharding import batch_sharding
 from cxr_jax.skipped import SkippedBatches
 from cxr_jax.state import abstract_state, init_state, make_step
+from cxr_jax.trackers import open_trackers
 
 # How batches are made; what they hold depends on none of it.
 DECODING = ("threads", "prefetch", "workers", "prefetch_to_device", "cache_decoded_mb")
-
-
-def collapse_watch(config: ConfigDict, objective: Objective, saved: dict[str, Any] | None) -> CollapseWatch:
-    """The watch that `config.log` asks for, going on from the checkpoint's."""
-    return call(
-        CollapseWatch,
-        "log",
-        {"mode": config.log.on_collapse, "patience": config.log.collapse_patience},
-        after_step=round(config.log.collapse_after_frac * config.total_steps),
-        num_prototypes=getattr(objective, "num_prototypes", {}),
-        images=config.batch_size,
-        saved=saved,
-    )
-
-
-def online_probe(
-    config: ConfigDict, objective: Objective, geometry: Geometry, mesh: Mesh, layout: Layout
-) -> dict[str, OnlineProbe]:
-    """The probe that `config.probe` asks for, if it does; an empty path means the dataset that is trained on."""
-    section = config.get("probe")
-    if section is None or section.every_steps == 0:
-        return {}
-    given = {"objective": objective, "geometry": geometry, "mesh": mesh, "layout": layout}
-    given |= {"batch_size": config.batch_size, "dtype": config.dtypes.reduce, "cache_dir": config.data.cache_dir}
-    door.check_keys("probe", section, OnlineProbe, given=given)
-    options = section.to_dict()
-    options["path"] = options["path"] or config.data.path
-    options["where"] = {field: value for field, value in options["where"].items() if value}
-    with door.naming("probe"):
-        return {"probe": call(OnlineProbe, "probe", options, **given)}
-
-
-def checkpoints_of(config: ConfigDict, workdir: Path, mesh: Mesh) -> Checkpoints:
-    """What `config.checkpoint` asks for."""
-    options = config.checkpoint.to_dict()
-    for own in ("every_steps", "every_secs"):
-        del options[own]
-    door.check_keys("checkpoint", options, Checkpoints, given=("workdir", "mesh", "every_steps", "every_secs"))
-    return call(Checkpoints, "checkpoint", options, workdir=workdir, mesh=mesh)
 
 
 def main() -> None:
@@ -90,27 +40,17 @@ def main() -> None:
     first_process = jax.process_index() == 0
     if "float64" in config.dtypes.values():
         jax.config.update("jax_enable_x64", True)
-    mesh = call(make_mesh, "mesh", dict(config.mesh))
-    check_counts(config)
-    check_numbers(config)
+    mesh = mesh_of(config)
     if first_process:
         door.lock_workdir(workdir)
     # What this run said of itself when it last saved; None when it has not begun.
     saved = checkpoint.read_meta(workdir) if checkpoint.steps_of(workdir) else None
     changed = check_same_config(saved["config"], config.to_dict(), workdir) if saved else {}
-    experiment = build(config, saved)
-    objective, tx = experiment.objective, experiment.tx
-    check_split(config, mesh, getattr(objective, "group_size", 1))
-    require(bool(config.data.path), "config.data.path is empty; name a dataset folder made by data_prep.build")
-    where = {field: value for field, value in config.data.where.items() if value}
-    with door.naming("data"):
-        options = {name: config.data[name] for name in ("path", "split", "targets", "weights", "cache_dir")}
-        split = call(open_split, "data", options, where=where)
-    check_batch(config, len(split))
-    geometry = Geometry(config.geometry.fit, config.geometry.image_size or experiment.meta["model"]["image_size"])
-    layout = make_layout(mesh, config.dtypes.compute)
-    # Before anything is written: what is wrong with the probe's data is told at once.
-    evaluations = online_probe(config, objective, geometry, mesh, layout)
+    # Before anything is written: what is wrong with the config or the data is told at once.
+    prepared = prepare(config, mesh, saved)
+    experiment, split, geometry = prepared.experiment, prepared.split, prepared.geometry
+    objective, tx, layout = experiment.objective, experiment.tx, prepared.layout
+    evaluations = dict(prepared.evaluations)
 
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     phases, preemption = Phases(config.log.stall_secs), Preemption()
@@ -181,11 +121,14 @@ def main() -> None:
 
     def train(state, meta):
         start_step = int(state.step)
+        names = config.log.trackers if first_process else ()
+        trackers = open_trackers(names, workdir, config.log.project, door.flatten(config))
         metrics = Metrics(
             workdir,
             start_step=start_step,
             total_steps=config.total_steps,
             tensorboard=config.log.tensorboard,
+            trackers=trackers,
             writes=first_process,
         )
         record_log = RecordLog(workdir, start_step) if config.log.record_ids and first_process else None

@@ -18,13 +18,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from configs import smoke
-from cxr_jax import checkpoint, config, experiments, loop, saving, train
+from cxr_jax import checkpoint, config, experiments, loop, saving
 from cxr_jax.data.geometry import fit_images, normalise
 from cxr_jax.data.pipeline import train_batches
 from cxr_jax.data.records import DataError
 from cxr_jax.data.source import open_split
 from cxr_jax.data.steps import load_rows
 from cxr_jax.evals.features import Geometry
+from cxr_jax.experiments import prepare
 from cxr_jax.metrics import Metrics, is_clock
 from cxr_jax.models.layers import IN_PLACE
 from cxr_jax.models.vit import ViT
@@ -97,7 +98,7 @@ def training(phantom_dataset):
         step=make_step(objective, tx, mesh, layout, {"learning_rate": lambda step: 1e-3}),
         key=jax.random.key(1),
         split=open_split(str(phantom_dataset), "train"),
-        probe=train.online_probe(values, objective, GEOMETRY, mesh, layout)["probe"],
+        probe=prepare.online_probe(values, objective, GEOMETRY, mesh, layout)["probe"],
     )
 
 
@@ -142,7 +143,7 @@ def run(training, workdir, *, probe, kill_at=None):
             checkpoints=checkpoints,
             meta=meta,
             metrics=metrics,
-            watch=train.collapse_watch(training.config, training.objective, meta.get("collapse")),
+            watch=prepare.collapse_watch(training.config, training.objective, meta.get("collapse")),
             evaluations={"probe": training.probe} if probe else {},
             **options,
         )
@@ -222,7 +223,7 @@ def test_at_most_so_many_images_evenly_spaced(phantom_dataset):
 def section(training, values):
     """What `train` makes of a config."""
     layout = make_layout(training.mesh, "float32")
-    return train.online_probe(values, training.objective, GEOMETRY, training.mesh, layout)
+    return prepare.online_probe(values, training.objective, GEOMETRY, training.mesh, layout)
 
 
 def changed(training, **changes):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_jax.config import flatten
+from cxr_jax.config import as_text, flatten
 from cxr_jax.experiments import build
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +28,6 @@ def load(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config()
-
-
-def as_text(config):
-    return "".join(f"{key} = {value!r}\n" for key, value in sorted(flatten(config).items()))
 
 
 def test_there_is_one_stored_file_per_config():
