@@ -119,6 +119,11 @@ def _read_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
         raise ConfigError(_explain_key(values, argv) or _explain_file(argv, error)) from None
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    overridden = config_flags.get_override_values(values["config"]) if "config" in values else {}
+    for name, value in overridden.items():
+        if isinstance(value, ConfigDict):  # it would take the place of all keys of the section
+            keys = " and ".join(f"--config.{name}.{key}=..." for key in value)
+            raise ConfigError(f"config.{name} is a section; write its keys, {keys}")
     return rest
 
 
@@ -141,8 +146,11 @@ def _explain_flag(values: flags.FlagValues, message: str) -> str:
         return f"--{' and --'.join(missing)} missing; write " + " ".join(f"--{name}=..." for name in missing)
     if "in argv before a value for --config" in message:
         return f"{message}; put --config=FILE before --config.key=value"
-    if "Traceback" in message:
-        return f"{message.splitlines()[0]} {message.splitlines()[-1]}"
+    raised = re.match(r"flag --config=(.*?): Error whilst parsing", message)
+    if raised:
+        name = re.escape(Path(raised[1].partition(":")[0]).name)
+        at = re.findall(rf'{name}", line (\d+)', message)
+        return f"--config={raised[1]}: {message.splitlines()[-1]}" + (f" (line {at[-1]})" if at else "")
     wrong = re.match(r"flag --config\.([\w.]+)=(.*?): (.*)", message, re.DOTALL)
     found = flatten(values["config"].value).get(wrong[1]) if wrong else None
     if found is not None:
@@ -187,7 +195,8 @@ def _explain_file(argv: list[str], error: Exception) -> str:
         why = "no such file" if not Path(file.partition(":")[0]).is_file() else str(error)
         return f"--config={file}: {why}; legal are Python files with get_config(), for example configs/smoke.py"
     frames = traceback.extract_tb(error.__traceback__)
-    at = next((frame.lineno for frame in reversed(frames) if Path(frame.filename).name == Path(file).name), None)
+    name = Path(file.partition(":")[0]).name
+    at = next((frame.lineno for frame in reversed(frames) if Path(frame.filename).name == name), None)
     return f"--config={file}: {type(error).__name__}: {error}" + (f" (line {at})" if at else "")
 
 

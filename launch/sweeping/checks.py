@@ -83,6 +83,9 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
             except (ConfigError, DataError) as error:
                 code = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_DATA
                 errors.append([run["name"], command["stage"], " ".join(str(error).split()), code])
+            except Exception as error:  # what nobody thought of would end the run as well
+                told = " ".join(f"{type(error).__name__}: {error}".split())
+                errors.append([run["name"], command["stage"], told, EXIT_CONFIG])
     return {"errors": errors, "same": [names for names in texts.values() if len(names) > 1]}
 
 

@@ -156,6 +156,8 @@ CASES = {
     "koleo_start": ("train", [*RUN, "--config.objective.koleo_start_spread=-1.0"], CONFIG, ("koleo_start_spread",)),
     "gram_refresh": ("train", [*RUN, "--config.objective.gram_refresh_every_steps=5"], CONFIG, ("gram_weight",)),
 
+    "trackers": ("train", [*RUN, "--config.log.trackers=('comet',)"], CONFIG, ("trackers", "legal are wandb, mlflow")),
+    "tracker_absent": ("train", [*RUN, "--config.log.trackers=('wandb',)"], CONFIG, ("wandb is not installed; pip",)),
     "probe_split": ("train", [*PROBE, "--config.probe.test_split=tset"], DATA, ("config.probe", "tset")),
     "probe_target": ("train", [*PROBE, "--config.probe.targets=('Lupus',)"], DATA, ("config.probe", "Lupus")),
     "probe_k": ("train", [*PROBE, "--config.probe.k=4000"], CONFIG, ("config.probe.k=4000",)),

@@ -45,7 +45,7 @@ def test_a_run_that_may_start_says_nothing(phantom_dataset):
         ({"data__split": 3}, "config.data.split=3 is no str"),
         ({"crops__blur_probs": ("a", 1.0, 1.0)}, "config.crops.blur_probs"),
         ({"optim__weight_decay": 0.04}, "config.optim.weight_decay=0.04 is no tuple"),
-        ({"model": {"depth": 2}}, "config.model"),
+        ({"model": {"depth": 2}}, "config.model is a section; write its keys, --config.model.depth=..."),
         ({"batch_size": 12}, "multiple of 8"),
         ({"total_steps": 0}, "config.total_steps=0 must be at least 1"),
         ({"optim__warmup_frac": 1.5}, "config.optim.warmup_frac=1.5"),
