@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -63,27 +64,45 @@ def define_process_flags() -> None:
     )
     flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Which of them this is, 0 .. num_processes - 1.", lower_bound=0)
+    flags.DEFINE_integer("num_devices", None, "Refuse to run on any other number of devices in all.", lower_bound=1)
 
 
 def start_distributed() -> None:
     """Join the other processes, if the flags say that there are any; call it before anything touches a device.
 
-    JAX itself reads only the coordinator's address from the environment, so launchers pass all three flags.
+    JAX itself reads only the coordinator's address from the environment, so launchers pass all three flags. Each of
+    several processes says where it is and what it sees. Raises ConfigError for another number of devices than
+    `--num_devices`.
     """
     address, count, index = (flags.FLAGS[name].value for name in ("coordinator_address", "num_processes", "process_id"))
+    given = [value is not None for value in (address, count, index)]
     if address == "auto":
         require(count is None and index is None, "--coordinator_address=auto finds count and id itself; drop the flags")
-        jax.distributed.initialize()
-        return
-    given = [value is not None for value in (address, count, index)]
-    require(
-        all(given) or not any(given),
-        "--coordinator_address, --num_processes and --process_id belong together; "
-        "give all three, none for a single process, or --coordinator_address=auto",
-    )
-    if all(given):
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ConfigError(f"--coordinator_address=auto: no cluster was found here ({error})") from None
+    elif all(given):
         require(index < count, f"--process_id={index} must be below --num_processes={count}")
         jax.distributed.initialize(address, count, index)
+    else:
+        require(
+            not any(given),
+            "--coordinator_address, --num_processes and --process_id belong together; "
+            "give all three, none for a single process, or --coordinator_address=auto",
+        )
+    if any(given):
+        print(
+            f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: "
+            f"{jax.local_device_count()} of {jax.device_count()} devices, {jax.devices()[0].device_kind}",
+            flush=True,
+        )
+    wanted = flags.FLAGS.num_devices
+    require(
+        wanted is None or wanted == jax.device_count(),
+        f"--num_devices={wanted}: {jax.device_count()} devices were found in {jax.process_count()} processes; "
+        "check the machines, or the flag",
+    )
 
 
 def _fail(message: str, code: int) -> None:
