@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from launch.machines import Machine, Parser, add_flags, training
+from launch.machines import Machine, add_flags, training
+from launch.sweeping.flags import Parser
 
 JOB = "train"  # of the JobSet's jobs, and of the container
 PORT = 8476
@@ -108,7 +109,7 @@ def _volume(text: str) -> tuple[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the manifest."""
-    parser = Parser(prog="python -m launch.gke", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m launch.gke", description=__doc__.splitlines()[0])
     add_flags(parser)
     parser.add_argument("--image", required=True, help="container image; see launch/Dockerfile")
     parser.add_argument("--volume", type=_volume, action="append", default=[], help="CLAIM:/PATH, may be repeated")

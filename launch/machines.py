@@ -7,9 +7,7 @@ Chips a host, accelerator labels and runtime versions are those of Google Cloud'
 import argparse
 import math
 import re
-import sys
 from dataclasses import dataclass
-from typing import NoReturn
 
 NAME = re.compile(r"(?:([1-9]\d*)x)?([a-z]\w*):([1-9]\d*(?:x[1-9]\d*)+)")
 EXAMPLES = "v5e:16x16, 2xv5e:16x16 (slices), v6e:8x16, v5p:4x4x8, h100:4x8 (hosts x GPUs), a100:1x8, h200:4x8"
@@ -57,14 +55,6 @@ def parse_machine(name: str) -> Machine:
     if chip in GPUS and len(sides) == 2 and sides[1] <= 8 and not slices:
         return Machine("gpu", 1, sides[0], sides[1], GPUS[chip])
     raise argparse.ArgumentTypeError(f"{name!r} is unknown; legal are such as {EXAMPLES}")
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a bad flag in one line instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (--help lists the flags)", file=sys.stderr)
-        sys.exit(2)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

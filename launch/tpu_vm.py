@@ -14,7 +14,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from launch.machines import Parser, add_flags, training
+from launch.machines import add_flags, training
+from launch.sweeping.flags import Parser
 
 SCRIPT = """\
 #!/usr/bin/env bash
@@ -91,7 +92,7 @@ def script(flags, command: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the script."""
-    parser = Parser(prog="python -m launch.tpu_vm", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m launch.tpu_vm", description=__doc__.splitlines()[0])
     add_flags(parser)
     parser.add_argument("--zone", required=True, help="Google Cloud zone")
     parser.add_argument("--setup", default="true", help="shell command that prepares a fresh host")
