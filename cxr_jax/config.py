@@ -38,6 +38,10 @@ class ConfigError(Exception):
     """A configuration that cannot run. The message is one line; entry points exit with 2."""
 
 
+# What the transports of collectives and JAX's coordination service say when a peer has died.
+PEER_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|heartbeat|UNAVAILABLE|NCCL.*(remote|closed)", re.I)
+
+
 class RunError(Exception):
     """A run that had to stop for a reason it can name. The message is one line; entries exit with `exit_code`."""
 
@@ -219,6 +223,14 @@ def _explain_file(argv: list[str], error: Exception) -> str:
     return f"--config={file}: {type(error).__name__}: {error}" + (f" (line {at})" if at else "")
 
 
+def _explain_peer(error: Exception) -> str:
+    return (
+        f"process {jax.process_index()} of {jax.process_count()}: another process is gone "
+        f"({str(error).strip().splitlines()[0][:200]}); its own output says why, and the same command goes on from the "
+        "last checkpoint"
+    )
+
+
 def run_entry(main: Callable[[], None]) -> None:
     """Parse flags, run `main()`, and turn our errors into one line on stderr and their exit code."""
 
@@ -242,9 +254,11 @@ def run_entry(main: Callable[[], None]) -> None:
             _fail(error, error.exit_code)
         except WorkerError as error:
             _fail(error, EXIT_ERROR)
-        except Exception:
+        except Exception as error:
             if not jax.distributed.is_initialized():
                 raise
+            if isinstance(error, jax.errors.JaxRuntimeError) and PEER_LOST.search(str(error)):
+                _fail(_explain_peer(error), EXIT_ERROR)
             traceback.print_exc()
             _leave(EXIT_ERROR)
 

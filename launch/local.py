@@ -114,8 +114,9 @@ def wait(processes: Sequence[subprocess.Popen], received: list[int], grace_secs:
             deadline = deadline or time.monotonic() + grace_secs
             passed_on += 1
         if not code:
-            code = max((exit_code(p.returncode) for p in processes if p.returncode), default=0)
+            number, code = next(((i, exit_code(p.returncode)) for i, p in enumerate(processes) if p.returncode), (0, 0))
             if code and deadline is None:
+                print(f"process {number} ended with exit code {code}; the others are told to end", file=sys.stderr)
                 for process in running:
                     process.terminate()
                 deadline = time.monotonic() + grace_secs

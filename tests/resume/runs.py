@@ -54,10 +54,10 @@ class Runner:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
-    def finish(self, workdir: Path, **options) -> str:
+    def finish(self, workdir: Path, *, timeout_secs: float = 300, **options) -> str:
         """Run to the end; returns stdout."""
         process = self.start(workdir, **options)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=timeout_secs)
         assert process.returncode == 0, err
         return out
 

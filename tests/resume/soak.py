@@ -79,7 +79,8 @@ def soak(kills: int, *, elastic: bool, seed: int, folder: Path, dataset: Path) -
     options = {"total_steps": steps, "checkpoint__every_steps": SAVE_EVERY, "log__record_ids": True}
     options |= {"probe__every_steps": SAVE_EVERY, "probe__targets": "('Effusion',)", **(FLOAT64 if elastic else {})}
     whole, cut = folder / "whole", folder / "cut"
-    runner.finish(whole, **options)
+    patient = {"timeout_secs": 20.0 * steps}
+    runner.finish(whole, **patient, **options)
     ends: collections.Counter[str] = collections.Counter()
     while sum(ends.values()) < kills:
         devices = draw.choice([1, 2, 4, 8]) if elastic else 1
@@ -89,7 +90,7 @@ def soak(kills: int, *, elastic: bool, seed: int, folder: Path, dataset: Path) -
         ends[end] += 1
         done = len(lines(cut))
         print(f"kill {sum(ends.values())}/{kills}: {end}, {done} of {steps} steps, {devices} devices", flush=True)
-    runner.finish(cut, **options)
+    runner.finish(cut, **patient, **options)
     compare(cut, whole, steps, elastic=elastic)
     return dict(ends)
 
