@@ -1,4 +1,4 @@
-"""Files that appear whole: written under another name, renamed when complete.
+"""Files that appear whole: written under another name, renamed when complete; in a bucket, uploaded when complete.
 
 What a finished dataset holds is flushed to the disk first: else a machine that loses power could show the new name
 without the content. Parts are not: each is proved before it is used, and made again if it is damaged.
@@ -10,16 +10,28 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.scratch import scratch
+from data_prep.storage import Location, StorePath
+
 UNFINISHED = ".unfinished"
 
 
 @contextlib.contextmanager
-def appear(file: Path, *, flush: bool = True) -> Iterator[Path]:
-    """Gives a path to write to, which becomes `file` when the block ends without an error and is removed otherwise.
+def appear(file: Location, *, flush: bool = True) -> Iterator[Path]:
+    """Gives a local path to write to, which becomes `file` when the block ends without an error, and goes otherwise.
 
     The name is new each time, so that several processes may write the same file.
     """
-    unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
+    name = f"{file.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}"
+    if isinstance(file, StorePath):
+        unfinished = scratch() / name
+        try:
+            yield unfinished
+            file.upload(unfinished)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        return
+    unfinished = file.with_name(name)
     try:
         yield unfinished
         if flush:
@@ -30,8 +42,11 @@ def appear(file: Path, *, flush: bool = True) -> Iterator[Path]:
         raise
 
 
-def write_bytes(file: Path, content: bytes, *, flush: bool = True) -> None:
+def write_bytes(file: Location, content: bytes, *, flush: bool = True) -> None:
     """Writes a whole file."""
+    if isinstance(file, StorePath):
+        file.write_bytes(content)
+        return
     with appear(file, flush=flush) as unfinished:
         unfinished.write_bytes(content)
 

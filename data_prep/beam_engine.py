@@ -9,9 +9,7 @@ import functools
 import hashlib
 import logging
 import shlex
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from cxr_jax.data.records import DataError
@@ -19,6 +17,7 @@ from data_prep.atomic import write_bytes
 from data_prep.parallel import quiet_libraries
 from data_prep.readers import FlagError
 from data_prep.sample_text import from_text, to_text
+from data_prep.storage import Location, at_once, remove_tree, streams
 
 # Beam tells of absent optional packages while it is imported.
 logging.disable(logging.WARNING)
@@ -43,7 +42,7 @@ class BeamEngine:
     Raises FlagError if Beam is not installed or does not know the options.
     """
 
-    def __init__(self, runner: str, options: str, workers: int, folder: Path):
+    def __init__(self, runner: str, options: str, workers: int, folder: Location):
         if beam is None:
             raise FlagError("--beam_runner needs Apache Beam: python -m pip install -r requirements-beam.txt")
         self._runner, self._folder = runner, folder.absolute()
@@ -59,13 +58,9 @@ class BeamEngine:
             raise FlagError(f"--beam_options: Beam knows no {unknown[0]}; flags are written as --name=value")
 
     def __call__(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_tree(self._folder)
         self._folder.mkdir()
-        files = []
-        for number, task in enumerate(tasks):
-            content = to_text(task).encode()
-            write_bytes(self._folder / f"{number:06d}.task", content, flush=False)
-            files.append((f"{number:06d}", hashlib.sha256(content).hexdigest()))
+        files = list(at_once(self._put, enumerate(tasks), streams(self._folder)))
         if files:
             run = functools.partial(run_task, function=function, folder=self._folder)
             try:
@@ -76,12 +71,20 @@ class BeamEngine:
             except Exception as error:
                 lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
                 raise OSError(None, f"the Beam job failed: {lines[-1].strip()}", self._runner) from None
-        for name, _ in files:
-            yield from_text((self._folder / f"{name}.result").read_text())
-        shutil.rmtree(self._folder, ignore_errors=True)
+        yield from at_once(self._result, (name for name, _ in files), streams(self._folder))
+        remove_tree(self._folder)
+
+    def _put(self, numbered: tuple[int, Any]) -> tuple[str, str]:
+        """Writes one task; returns its name and sha256."""
+        name, content = f"{numbered[0]:06d}", to_text(numbered[1]).encode()
+        write_bytes(self._folder / f"{name}.task", content, flush=False)
+        return name, hashlib.sha256(content).hexdigest()
+
+    def _result(self, name: str) -> Any:
+        return from_text((self._folder / f"{name}.result").read_text())
 
 
-def run_task(file: tuple[str, str], function: Callable[[Any], Any], folder: Path) -> None:
+def run_task(file: tuple[str, str], function: Callable[[Any], Any], folder: Location) -> None:
     """Reads one task, proves that it is the one the job was made for, runs it and writes its result."""
     quiet_libraries()
     name, sha256 = file

@@ -1,6 +1,7 @@
 """Builds a dataset: a reader's images and labels -> ArrayRecord shards, TFDS metadata and manifest.json.
 
     python -m data_prep.build --reader=folder --input=DIR --output=DIR
+    python -m data_prep.build --reader=folder --input=s3://BUCKET/DIR --output=gs://BUCKET/DIR
     python -m data_prep.build --reader=phantom --num_images=2000 --output=DIR
     python -m data_prep.build --reader=datasets --inputs=A,B --output=DIR
     python -m data_prep.build --reader=folder --help        (all flags of that reader)
@@ -27,11 +28,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from cxr_jax.data.records import SPLITS, DataError, Manifest, read_manifest
+from cxr_jax.data.records import MANIFEST_NAME, SPLITS, DataError, Manifest, read_manifest
 from data_prep import counts as counts_of
 from data_prep.atomic import write_bytes
 from data_prep.build_flags import parse_flags, rules
-from data_prep.building_folder import BuildingFolder, check_apart, check_output
+from data_prep.building_folder import BuildingFolder, check_apart, check_output, check_reachable
 from data_prep.chunks import Thumbs
 from data_prep.columns import Columns
 from data_prep.curate import DROPPED_NAME, Curated, curate
@@ -42,6 +43,7 @@ from data_prep.parallel import quiet_libraries, run_ordered
 from data_prep.phases import Engine, PartMaker, write_shards
 from data_prep.readers import FlagError, Source
 from data_prep.shards import Shard, Written, plan_shards
+from data_prep.storage import local_copy, streams
 
 TOOL_VERSION = "2"
 
@@ -50,6 +52,7 @@ def build(args: argparse.Namespace) -> Manifest:
     """Builds the dataset the flags describe and returns its manifest; raises DataError for data it cannot use."""
     reader = importlib.import_module(f"data_prep.readers.{args.reader}")
     # Before an hour of listing, and before an input could be replaced by what is made of it.
+    check_reachable(args.output)
     check_output(args.output, args.overwrite)
     check_apart(args.output, [getattr(args, "input", None), *getattr(args, "inputs", ())])
     images = ImageSettings(canvas=args.canvas, quality=args.quality, min_side=args.min_side)
@@ -71,7 +74,8 @@ def build_source(source: Source, args: argparse.Namespace) -> Manifest:
     with BuildingFolder(args.output, args.overwrite) as folder:
         folder.claim(json.loads(json.dumps(plan)), args.restart)
         engine = _engine(args, folder)
-        maker = PartMaker(listing, source.make_record, len(source.vocabulary), folder, engine)
+        threads = streams(getattr(args, "input", None))
+        maker = PartMaker(listing, source.make_record, len(source.vocabulary), folder, engine, threads)
         columns = maker.make_all(args.on_error)
         curated = curate(listing, columns, rules(args), Thumbs(folder.parts, listing.chunk_size))
         for note in curated.notes:
@@ -98,7 +102,8 @@ def build_source(source: Source, args: argparse.Namespace) -> Manifest:
         )
         write_metadata(folder.dataset, manifest, _splits(shards, written))
         folder.show()
-    return read_manifest(args.output)
+    with local_copy(args.output / MANIFEST_NAME) as file:
+        return read_manifest(file.parent)
 
 
 def _settings(source: Source, args: argparse.Namespace) -> dict[str, Any]:
@@ -172,7 +177,7 @@ def _stop_on_sigterm(signum: int, frame: object) -> NoReturn:
 
 def _what_is_left(args: argparse.Namespace) -> str:
     """What to say of the work of a build that stopped, "" if there is none."""
-    with contextlib.suppress(DataError):
+    with contextlib.suppress(DataError, OSError):
         if BuildingFolder(args.output, overwrite=True).holds_work():
             return "; what is finished is kept, the same command continues"
     return ""

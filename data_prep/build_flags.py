@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from cxr_jax.data.records import VIEWS
@@ -19,6 +18,7 @@ from data_prep.curate import Rules
 from data_prep.dedup import MAX_DISTANCE
 from data_prep.quality import Limits
 from data_prep.readers import READERS
+from data_prep.storage import location
 
 BEAM_RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
@@ -42,7 +42,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--reader", choices=READERS, required=True, help="where the images come from")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--output", type=location, required=True, help="folder to make, on disk or in a bucket")
     parser.add_argument("--name", type=_name, help="dataset name (default: from the input)")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished dataset at --output")
     parser.add_argument("--restart", action="store_true", help="drop what an interrupted build left at --output")

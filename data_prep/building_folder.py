@@ -3,26 +3,29 @@
 Layout: `plan.json` says what is being built; `parts/` holds the chunks and the notes of finished shards; `dataset/` the
 shards, then metadata, and, last, manifest.json, after which `dataset/` is renamed to the output. A killed build leaves
 only this folder: nothing that opens as a dataset. The same command continues with it, another command is refused.
+
+In a bucket nothing can be renamed. There the finished objects are copied to the output by the store itself, the
+manifest last; an older dataset loses its manifest first. Killed in between, the output holds objects and no manifest:
+no dataset, and `showing` in the building folder says whose they are, so that the same command may replace them.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cxr_jax.data.records import MANIFEST_NAME, DataError
+from data_prep import lock
 from data_prep.atomic import UNFINISHED, write_bytes
+from data_prep.readers import FlagError
+from data_prep.storage import STREAMS, Location, StorePath, at_once, in_store, remove_tree
 
-PLAN = "plan.json"
+PLAN, SHOWING = "plan.json", "showing"
 # What builds write there; shards and metadata lay in the folder itself before there were parts.
 _OURS = re.compile(
-    rf"^({re.escape(PLAN)}|parts|dataset|tasks|(train|val|test)-\d{{5}})$|\.array_record-|\.json(\.tmp)?$|{re.escape(UNFINISHED)}$"
+    rf"^({re.escape(PLAN)}|{SHOWING}|{lock.LOCK}(\.probe)?|parts|dataset|tasks|(train|val|test)-\d{{5}})$|\.array_record-|\.json(\.tmp)?$|{re.escape(UNFINISHED)}$"
 )
 
 
@@ -36,9 +39,9 @@ class BuildingFolder:
     Raises DataError if `output` exists and may not be replaced, or if another build is writing it.
     """
 
-    def __init__(self, output: Path, overwrite: bool):
+    def __init__(self, output: Location, overwrite: bool):
         self._output = output.absolute()
-        self.path = self._output.parent / f".{self._output.name}.building"
+        self.path = _building(self._output)
         self.parts, self.dataset, self.tasks = (self.path / name for name in ("parts", "dataset", "tasks"))
         check_output(self._output, overwrite)
 
@@ -49,33 +52,35 @@ class BuildingFolder:
         except OSError as error:
             raise DataError(f"{self._output}: cannot be made ({error.strerror}); choose another --output") from None
         # The lock dies with its process, so a leftover of a killed build is told from a build under way.
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise DataError(f"{self._output}: another build is writing it; wait for it or stop it") from None
+        self._lock = lock.take(self.path, self._output)
         foreign = [entry.name for entry in self.path.iterdir() if not _OURS.search(entry.name)]
         if foreign:
-            os.close(self._lock)
+            self._lock.release()
             raise DataError(f"{self.path}: holds {foreign[0]}, which no build wrote; move it away")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Work that the same command can continue with is kept; a folder without any is not worth keeping.
-        if not self.holds_work():
-            shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+        # Work that the same command can continue with is kept; a folder without any is not worth keeping. What another
+        # build took over is not ours to remove.
+        with contextlib.suppress(DataError):
+            self.check()
+            if not self.holds_work():
+                remove_tree(self.path)
+        self._lock.release()
+
+    def check(self) -> None:
+        """Raises DataError if another build took the folder over, which can happen in a bucket only."""
+        self._lock.check()
 
     def holds_work(self) -> bool:
         """Whether a finished chunk or shard is there."""
-        return any(self.parts.glob("*.npz")) or any(self.parts.glob("*.json"))
+        return self.parts.is_dir() and any(file.name.endswith((".npz", ".json")) for file in self.parts.iterdir())
 
     def drop_work(self) -> None:
         """Removes the chunks and shards."""
-        shutil.rmtree(self.parts, ignore_errors=True)
+        remove_tree(self.parts)
 
     def claim(self, plan: Mapping[str, Any], restart: bool) -> bool:
         """Makes the folder this build's; returns whether an earlier run of it left work to continue with.
@@ -85,7 +90,7 @@ class BuildingFolder:
         """
         try:
             found = json.loads((self.path / PLAN).read_bytes())
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             found = None
         if found is not None and found != plan and self.holds_work() and not restart:
             raise DataError(
@@ -94,10 +99,11 @@ class BuildingFolder:
             )
         if found != plan or restart:
             for entry in self.path.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                if entry.name not in (SHOWING, lock.LOCK):
+                    remove_tree(entry) if entry.is_dir() else entry.unlink()
         self.parts.mkdir(exist_ok=True)
         self.dataset.mkdir(exist_ok=True)
-        for folder in (self.path, self.parts, self.dataset):
+        for folder in () if in_store(self.path) else (self.path, self.parts, self.dataset):
             for unfinished in folder.glob(f"*{UNFINISHED}"):
                 unfinished.unlink()
         write_bytes(self.path / PLAN, json.dumps(plan, indent=1).encode())
@@ -105,13 +111,31 @@ class BuildingFolder:
 
     def show(self) -> None:
         """Renames the finished dataset to the output, in place of an older one, and removes the rest."""
-        replaced = self._output.parent / f".{self._output.name}.replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
-        if self._output.exists():
-            self._output.rename(replaced)
-        self.dataset.rename(self._output)
-        shutil.rmtree(replaced, ignore_errors=True)
-        shutil.rmtree(self.path, ignore_errors=True)
+        self.check()
+        if isinstance(self._output, StorePath):
+            self._copy_to(self._output)
+        else:
+            replaced = self._output.parent / f".{self._output.name}.replaced"
+            remove_tree(replaced)
+            if self._output.exists():
+                self._output.rename(replaced)
+            self.dataset.rename(self._output)
+            remove_tree(replaced)
+        remove_tree(self.path)
+
+    def _copy_to(self, output: StorePath) -> None:
+        """The renaming of a store: an output is a dataset only before and after, never in between."""
+        (self.path / SHOWING).write_bytes(b"")
+        (output / MANIFEST_NAME).unlink(missing_ok=True)
+        remove_tree(output)
+        files = [file for file in self.dataset.iterdir() if file.name != MANIFEST_NAME]
+        for _ in at_once(lambda file: file.copy_to(output / file.name), files, STREAMS):
+            self.check()
+        (self.dataset / MANIFEST_NAME).copy_to(output / MANIFEST_NAME)
+
+
+def _building(output: Location) -> Location:
+    return output.parent / f".{output.name}.building"
 
 
 def _difference(found: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
@@ -122,24 +146,37 @@ def _difference(found: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     return f"it listed {found.get('samples')} images, now {plan.get('samples')} with other names, labels or places"
 
 
-def check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Location, overwrite: bool) -> None:
     """Raises DataError if `output` is something that may not be replaced."""
     if not output.exists():
         return
     if not output.is_dir():
         raise DataError(f"{output}: is a file; choose another --output")
-    with contextlib.suppress(StopIteration):
-        next(output.iterdir())
-        if not (output / MANIFEST_NAME).is_file():
-            raise DataError(f"{output}: is not empty and is no dataset of this tool; choose another --output")
-        if not overwrite:
-            raise DataError(f"{output}: is a finished dataset already; give --overwrite to replace it")
+    if not any(True for _ in output.iterdir()):
+        return
+    if not (output / MANIFEST_NAME).is_file():
+        # A local dataset appears by a rename; in a bucket a build may have been killed while it copied.
+        if in_store(output) and (_building(output) / SHOWING).is_file():
+            return
+        raise DataError(f"{output}: is not empty and is no dataset of this tool; choose another --output")
+    if not overwrite:
+        raise DataError(f"{output}: is a finished dataset already; give --overwrite to replace it")
 
 
-def check_apart(output: Path, inputs: Iterable[Path | None]) -> None:
+def check_reachable(output: Location) -> None:
+    """Raises OSError if an output in a bucket cannot be written; tried before an hour of listing, not after it."""
+    if isinstance(output, StorePath):
+        if output.parent == output:
+            raise FlagError(f"--output={output} is a whole bucket; name a folder in it, as {output}/cxr")
+        probe = _building(output) / f"{lock.LOCK}.probe"
+        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
+
+
+def check_apart(output: Location, inputs: Iterable[Location | None]) -> None:
     """Raises DataError if the output is an input, in one, or holds one: a build must never change what it reads."""
     made = output.resolve()
     for given in filter(None, inputs):
         read = given.resolve()
-        if made.is_relative_to(read) or read.is_relative_to(made):
+        if in_store(made) == in_store(read) and (made.is_relative_to(read) or read.is_relative_to(made)):
             raise DataError(f"--output {output} and the input {given} must lie apart; choose another --output")

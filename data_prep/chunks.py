@@ -8,6 +8,7 @@ same time: the bytes are the same.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,9 @@ from data_prep import columns as columns_of
 from data_prep.atomic import appear, write_bytes
 from data_prep.columns import Columns
 from data_prep.readers import Sample
+from data_prep.scratch import scratch
 from data_prep.signature import THUMB_SIDE
+from data_prep.storage import Location, StoreError, StorePath, at_once, local_copy, streams
 
 # One record a group gives random access to each; JPEG and PNG bytes do not compress further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -57,15 +60,22 @@ def chunk_size(num_samples: int) -> int:
     return max(MIN_SAMPLES, min(MAX_SAMPLES, num_samples // MIN_CHUNKS))
 
 
-def make_chunk(chunk: Chunk, make_record: Callable[[Any], Record], parts: Path, num_labels: int) -> Outcome:
-    """Makes and stores the part of one chunk; data that cannot be used becomes an error of its row."""
+def make_chunk(
+    chunk: Chunk, make_record: Callable[[Any], Record], parts: Location, num_labels: int, threads: int = 1
+) -> Outcome:
+    """Makes and stores the part of one chunk; data that cannot be used becomes an error of its row.
+
+    `threads` records are made at once: as many as the input, where it lies in a bucket, is worth waiting for at once.
+    """
     columns = columns_of.empty(len(chunk.samples), num_labels)
     thumbs = np.zeros((len(chunk.samples), THUMB_SIDE, THUMB_SIDE), np.uint8)
     sha256 = np.zeros((len(chunk.samples), 32), np.uint8)
     with appear(records_file(parts, chunk.number), flush=False) as unfinished, RecordWriter(unfinished) as writer:
-        for row, sample in enumerate(chunk.samples):
+        made = at_once(functools.partial(_record_or_error, make_record), chunk.samples, threads)
+        for row, (sample, record) in enumerate(zip(chunk.samples, made, strict=True)):
             try:
-                record = make_record(sample)
+                if isinstance(record, DataError):
+                    raise record
                 _check_ids(sample, record)
                 payload = encode_record(record)
                 thumbs[row] = columns_of.put(columns, row, record, payload)
@@ -80,6 +90,13 @@ def make_chunk(chunk: Chunk, make_record: Callable[[Any], Record], parts: Path, 
     write_bytes(index_file(parts, chunk.number), columns_of.to_bytes(columns, sha256=sha256), flush=False)
     error = next(iter(columns.errors.values()), "")
     return Outcome(chunk.number, int(columns.made.sum()), len(columns), error)
+
+
+def _record_or_error(make_record: Callable[[Any], Record], sample: Sample) -> Record | DataError:
+    try:
+        return make_record(sample)
+    except DataError as error:
+        return error
 
 
 class RecordWriter:
@@ -133,68 +150,85 @@ def num_records(file: Path) -> int:
         reader.close()
 
 
-def read_records(parts: Path, number: int, rows: np.ndarray) -> Iterator[bytes]:
+def read_records(parts: Location, number: int, rows: np.ndarray) -> Iterator[bytes]:
     """The payloads of `rows` of a chunk, proved against the sha256 of its index.
 
     Raises DataError if the part is damaged or not there.
     """
     file = records_file(parts, number)
-    with np.load(index_file(parts, number), allow_pickle=False) as index:
+    with np.load(io.BytesIO(index_file(parts, number).read_bytes()), allow_pickle=False) as index:
         made, sha256 = index["made"], index["sha256"]
     places = np.cumsum(made) - 1
     try:
-        reader = array_record_module.ArrayRecordReader(str(file))
-        try:
-            for row in rows:
-                (payload,) = reader.read([int(places[row])])
-                if hashlib.sha256(payload).digest() != sha256[row].tobytes():
-                    raise DataError(f"{file.name}: record {places[row]} is not the one that was written")
-                yield payload
-        finally:
-            reader.close()
+        with local_copy(file) as local:
+            reader = array_record_module.ArrayRecordReader(str(local))
+            try:
+                for row in rows:
+                    (payload,) = reader.read([int(places[row])])
+                    if hashlib.sha256(payload).digest() != sha256[row].tobytes():
+                        raise DataError(f"{file.name}: record {places[row]} is not the one that was written")
+                    yield payload
+            finally:
+                reader.close()
+    except StoreError:
+        raise
     except (RuntimeError, IndexError, ValueError, OSError) as error:
         raise DataError(f"{file.name}: is damaged ({_first_line(error)})") from None
 
 
-def records_file(parts: Path, number: int) -> Path:
+def records_file(parts: Location, number: int) -> Location:
     """The records of a chunk."""
     return parts / f"{number:05d}.array_record"
 
 
-def thumbs_file(parts: Path, number: int) -> Path:
+def thumbs_file(parts: Location, number: int) -> Location:
     """The thumbnails of a chunk."""
     return parts / f"{number:05d}.thumbs.npy"
 
 
-def index_file(parts: Path, number: int) -> Path:
+def index_file(parts: Location, number: int) -> Location:
     """The columns of a chunk, written last."""
     return parts / f"{number:05d}.npz"
 
 
-def read_index(parts: Path, number: int) -> Columns:
+def read_index(parts: Location, number: int) -> Columns:
     """The columns of a finished chunk; raises DataError if they are damaged or its thumbnails are cut short."""
     columns = columns_of.read(index_file(parts, number))
     file = thumbs_file(parts, number)
-    if not file.is_file() or file.stat().st_size <= len(columns) * THUMB_SIDE**2:
+    try:
+        size = file.size() if isinstance(file, StorePath) else file.stat().st_size
+    except FileNotFoundError:
+        size = 0
+    if size <= len(columns) * THUMB_SIDE**2:
         raise DataError(f"{file}: is damaged; remove it and run again")
     return columns
 
 
 class Thumbs:
-    """The thumbnails of all rows of the listing, read as they are asked for."""
+    """The thumbnails of all rows of the listing, read as they are asked for; `scratch` keeps those of a bucket."""
 
-    def __init__(self, parts: Path, size: int):
+    def __init__(self, parts: Location, size: int):
         self._parts, self._size = parts, size
 
     def __call__(self, rows: np.ndarray) -> UInt8[np.ndarray, "n 64 64"]:
         """Thumbnails of rows of the listing; quickest if they are sorted."""
         thumbs = np.zeros((len(rows), THUMB_SIDE, THUMB_SIDE), np.uint8)
         chunks = rows // self._size
-        for number in np.unique(chunks):
+        numbers = np.unique(chunks).tolist()
+        for number, file in zip(numbers, at_once(self._local, numbers, streams(self._parts)), strict=True):
             here = chunks == number
-            stored = np.load(thumbs_file(self._parts, int(number)), mmap_mode="r", allow_pickle=False)
+            stored = np.load(file, mmap_mode="r", allow_pickle=False)
             thumbs[here] = stored[rows[here] - number * self._size]
         return thumbs
+
+    def _local(self, number: int) -> Path:
+        file = thumbs_file(self._parts, number)
+        if not isinstance(file, StorePath):
+            return file
+        copy = scratch() / file.name
+        if not copy.exists():
+            file.download(copy)
+        return copy
 
 
 def _check_ids(sample: Sample, record: Record) -> None:

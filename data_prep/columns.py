@@ -8,7 +8,6 @@ import dataclasses
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int8, Int32, Int64, UInt8, UInt16, UInt64
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float32, Int8, Int32, Int64, UInt8, UInt16, UInt64
 from cxr_jax.data.records import SEXES, VIEWS, DataError, Record
 from data_prep.quality import STATISTICS, measure
 from data_prep.signature import HASH_WORDS, decode_grey, sign
+from data_prep.storage import Location
 
 
 @dataclasses.dataclass
@@ -133,10 +133,11 @@ def to_bytes(columns: Columns, **more: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read(file: Path) -> Columns:
+def read(file: Location) -> Columns:
     """Reads what `to_bytes` gave; raises DataError, naming the file, if it is damaged."""
+    content = io.BytesIO(file.read_bytes())
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with np.load(content, allow_pickle=False) as arrays:
             texts = json.loads(arrays["texts"].tobytes())
             errors = {int(row): reason for row, reason in texts["errors"].items()}
             return Columns(**{name: arrays[name] for name in ARRAYS}, sources=texts["sources"], errors=errors)

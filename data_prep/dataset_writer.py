@@ -7,6 +7,7 @@ from parts and only ends here.
 
 import dataclasses
 import shutil
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -16,7 +17,9 @@ from cxr_jax.data.records import MANIFEST_NAME, SPLITS, Manifest, features, read
 from data_prep.atomic import write_bytes
 from data_prep.building_folder import BuildingFolder
 from data_prep.chunks import RecordWriter
+from data_prep.scratch import scratch
 from data_prep.shards import sha256_of, shard_name
+from data_prep.storage import Location, StorePath
 
 DATASET_VERSION = "1.0.0"
 _FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -31,8 +34,23 @@ class SplitShards:
     num_bytes: int = 0
 
 
-def write_metadata(folder: Path, manifest: Manifest, splits: dict[str, SplitShards]) -> None:
+def write_metadata(folder: Location, manifest: Manifest, splits: dict[str, SplitShards]) -> None:
     """Writes the metadata of TFDS and then the manifest, whose `shards` must hold their sha256."""
+    if isinstance(folder, StorePath):
+        with tempfile.TemporaryDirectory(dir=scratch()) as name:
+            local = Path(name)
+            # TFDS looks at the names of shards, not into them.
+            for shard in manifest.shards:
+                (local / shard).touch()
+            _write_tfds(local, manifest, splits)
+            for file in sorted(local.glob("*.json")):
+                write_bytes(folder / file.name, file.read_bytes())
+    else:
+        _write_tfds(folder, manifest, splits)
+    write_bytes(folder / MANIFEST_NAME, manifest.to_json().encode())
+
+
+def _write_tfds(folder: Path, manifest: Manifest, splits: dict[str, SplitShards]) -> None:
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name=manifest.name, filetype_suffix="array_record", template=_FILE_TEMPLATE
     )
@@ -54,7 +72,6 @@ def write_metadata(folder: Path, manifest: Manifest, splits: dict[str, SplitShar
         filename_template=template,
         check_data=False,
     )
-    write_bytes(folder / MANIFEST_NAME, manifest.to_json().encode())
 
 
 class DatasetWriter:

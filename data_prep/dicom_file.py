@@ -21,6 +21,7 @@ from PIL import Image
 from cxr_jax.data.records import DataError
 from data_prep.images import MAX_PIXELS, git_lfs_pointer
 from data_prep.readers import FlagError
+from data_prep.storage import StoreError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -80,7 +81,7 @@ def read(file: bytes | BinaryIO, name: str, keywords: Sequence[str], pixels: boo
         if DEFLATED.encode() in start:
             return _read_deflated(stream.read(), name, keywords, pixels)
         return dicom.dcmread(stream, force=True, specific_tags=list(keywords), stop_before_pixels=not pixels)
-    except DataError:
+    except (DataError, StoreError):
         raise
     # pydicom raises many types on damaged files (struct.error, KeyError, RecursionError, ...), and quotes values.
     except Exception:

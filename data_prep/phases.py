@@ -7,7 +7,6 @@ them. Both begin by looking at what an earlier run left, prove it, and say how m
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from cxr_jax.data.records import DataError, Record
@@ -18,6 +17,7 @@ from data_prep.columns import Columns
 from data_prep.listing import Listing
 from data_prep.progress import progress
 from data_prep.shards import Shard, Written, finished, note_file, write_shard
+from data_prep.storage import Location, at_once, streams
 
 # function, tasks -> the results in order
 Engine = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
@@ -35,10 +35,16 @@ class PartMaker:
         num_labels: int,
         folder: BuildingFolder,
         engine: Engine,
+        threads: int = 1,
     ):
-        self._listing, self._parts, self._engine, self._num_labels = listing, folder.parts, engine, num_labels
+        self._listing, self._engine, self._num_labels = listing, engine, num_labels
+        self._folder, self._parts = folder, folder.parts
         self._make = functools.partial(
-            make_chunk, make_record=make_record, parts=folder.parts.absolute(), num_labels=num_labels
+            make_chunk,
+            make_record=make_record,
+            parts=folder.parts.absolute(),
+            num_labels=num_labels,
+            threads=threads,
         )
 
     def make_all(self, on_error: str) -> Columns:
@@ -47,12 +53,17 @@ class PartMaker:
         Raises DataError for the first image that cannot be used if `on_error` is "stop".
         """
         numbers = range(self._listing.num_chunks)
-        known = {number: columns for number in numbers if (columns := self._known(number, on_error)) is not None}
+        names = {file.name for file in self._parts.iterdir()}
+        there = [number for number in numbers if index_file(self._parts, number).name in names]
+        look = functools.partial(self._known, on_error=on_error)
+        found = zip(there, at_once(look, there, streams(self._parts)), strict=True)
+        known = {number: columns for number, columns in found if columns is not None}
         missing = [number for number in numbers if number not in known]
         if known:
             print(f"continuing: {len(known)} of {len(numbers)} chunks are there already")
         rows = sum(len(columns) for columns in known.values())
         for outcome in progress(self._run(missing), "image", rows, len(self._listing), lambda one: one.samples):
+            self._folder.check()
             if outcome.error and on_error == "stop":
                 # So that it is looked at again once the file is repaired.
                 index_file(self._parts, outcome.number).unlink()
@@ -60,8 +71,11 @@ class PartMaker:
                     f"{outcome.error}; repair it or give --on_error=skip, and the same command continues with what is "
                     "finished; without the file, --restart begins anew"
                 )
-        parts = [known.pop(number, None) or read_index(self._parts, number) for number in numbers]
-        return columns_of.concatenate(parts, self._num_labels)
+        made = zip(
+            missing, at_once(functools.partial(read_index, self._parts), missing, streams(self._parts)), strict=True
+        )
+        known.update(made)
+        return columns_of.concatenate([known.pop(number) for number in numbers], self._num_labels)
 
     def make_again(self, numbers: Sequence[int]) -> None:
         """Makes parts anew whose columns are in use already; raises DataError if the input has changed since."""
@@ -76,10 +90,8 @@ class PartMaker:
         return self._engine(self._make, self._listing.chunks(numbers))
 
     def _known(self, number: int, on_error: str) -> Columns | None:
-        """The columns an earlier run left of a chunk; None if it is to be made."""
+        """The columns an earlier run left of a chunk; None if they are no good."""
         file = index_file(self._parts, number)
-        if not file.exists():
-            return None
         try:
             columns = read_index(self._parts, number)
         except DataError:
@@ -94,7 +106,9 @@ def write_shards(shards: Sequence[Shard], maker: PartMaker, folder: BuildingFold
     """Writes the shards that are missing; removes each part once no shard needs it. Returns all, in order."""
     parts, dataset = folder.parts.absolute(), folder.dataset.absolute()
     _remove_strangers(shards, folder)
-    done = {shard.number: written for shard in shards if (written := finished(shard, parts, dataset)) is not None}
+    look = functools.partial(finished, parts=parts, output=dataset)
+    found = at_once(look, shards, streams(parts))
+    done = {written.number: written for written in found if written is not None}
     if done:
         print(f"continuing: {len(done)} of {len(shards)} shards are there already")
     for _ in range(_ATTEMPTS):
@@ -102,15 +116,16 @@ def write_shards(shards: Sequence[Shard], maker: PartMaker, folder: BuildingFold
         if not missing:
             return [done[shard.number] for shard in shards]
         needed = Counter(chunk for shard in missing for chunk in shard.chunks)
-        for file in parts.glob("*.array_record"):
-            if int(file.name.split(".")[0]) not in needed:
-                file.unlink()
-        absent = [number for number in sorted(needed) if not records_file(parts, number).exists()]
+        there = {file.name for file in parts.glob("*.array_record")}
+        for name in there - {records_file(parts, number).name for number in needed}:
+            (parts / name).unlink()
+        absent = [number for number in sorted(needed) if records_file(parts, number).name not in there]
         if absent:
             print(f"making {len(absent)} chunks again, whose records are gone")
             maker.make_again(absent)
         write = functools.partial(write_shard, parts=parts, output=dataset)
         for written in progress(engine(write, iter(missing)), "shard", len(done), len(shards), lambda one: 1):
+            folder.check()
             if written.damaged_chunk >= 0:
                 print(f"part {written.damage}; it is made again")
                 records_file(parts, written.damaged_chunk).unlink(missing_ok=True)
@@ -120,7 +135,7 @@ def write_shards(shards: Sequence[Shard], maker: PartMaker, folder: BuildingFold
     raise DataError(f"{folder.path}: parts are damaged as soon as they are written; is the disk sound?")
 
 
-def _release(shard: Shard, needed: Counter, parts: Path) -> None:
+def _release(shard: Shard, needed: Counter, parts: Location) -> None:
     """Removes the parts that only this shard still needed."""
     for chunk in shard.chunks:
         needed[chunk] -= 1

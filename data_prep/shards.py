@@ -19,6 +19,7 @@ from data_prep.atomic import appear, write_bytes
 from data_prep.chunks import RecordWriter, num_records, read_records
 from data_prep.columns import Columns
 from data_prep.listing import Listing
+from data_prep.storage import Location, StoreError, StorePath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +86,12 @@ def _ends(sizes: Int64[np.ndarray, "n"], shard_bytes: int) -> list[int]:
     return ends
 
 
-def write_shard(shard: Shard, parts: Path, output: Path) -> Written:
+def write_shard(shard: Shard, parts: Location, output: Location) -> Written:
     """Writes one shard and its note; a damaged part is told, not raised, so that it can be made anew."""
     num_bytes = 0
     chunk = -1
+    # A note that is there speaks of the shard that is there.
+    note_file(parts, shard).unlink(missing_ok=True)
     try:
         with appear(output / shard.name) as unfinished:
             with RecordWriter(unfinished) as writer:
@@ -106,19 +109,28 @@ def write_shard(shard: Shard, parts: Path, output: Path) -> Written:
     return written
 
 
-def finished(shard: Shard, parts: Path, output: Path) -> Written | None:
-    """What an earlier run wrote of this very shard, if it is there and undamaged."""
+def finished(shard: Shard, parts: Location, output: Location) -> Written | None:
+    """What an earlier run wrote of this very shard, if it is there and undamaged.
+
+    In a bucket the note and the object are enough: both appear whole and in this order, and neither can be cut later.
+    """
+    file = output / shard.name
     try:
         note: dict[str, Any] = json.loads(note_file(parts, shard).read_bytes())
-        if note.pop("digest") != shard.digest or sha256_of(output / shard.name) != note["sha256"]:
+        if note.pop("digest") != shard.digest:
             return None
         written = Written(**note)
-        return written if num_records(output / shard.name) == len(shard.rows) else None
+        if isinstance(file, StorePath):
+            return written if file.is_file() else None
+        whole = sha256_of(file) == written.sha256 and num_records(file) == len(shard.rows)
+        return written if whole else None
+    except StoreError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return None
 
 
-def note_file(parts: Path, shard: Shard) -> Path:
+def note_file(parts: Location, shard: Shard) -> Location:
     """Where a finished shard is noted."""
     return parts / f"{shard.name}.json"
 

@@ -29,6 +29,7 @@ from data_prep.dedup import near_pairs
 from data_prep.parallel import quiet_libraries, run_ordered
 from data_prep.progress import progress
 from data_prep.record_checks import Checked, Span, check_span, parse, read_payload, shard_facts, thumb_of
+from data_prep.storage import local_folder_copy, location
 
 RECORDS_PER_SPAN = 256
 
@@ -235,7 +236,7 @@ def _count_faults(manifest: Manifest, found: Found) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = Parser(prog="python -m data_prep.validate", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder")
+    parser.add_argument("--data", type=location, required=True, help="dataset folder, on disk or in a bucket")
     parser.add_argument("--workers", type=at_least(0), default=num_cores(), help="processes (0 or 1: in this one)")
     parser.add_argument("--dedup", choices=("none", "exact", "near"), default="near", help="duplicates looked for")
     parser.add_argument("--dedup_distance", type=distance, default=14, help="bits of 256 in which hashes may differ")
@@ -244,14 +245,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     faults: list[str] = []
     try:
-        for check in validate(args.data, args.workers, args.dedup, args.dedup_distance, args.dedup_correlation):
-            result = f"{len(check.faults)} faults" if check.faults else "ok"
-            print(f"{check.name:<17} {check.looked_at:<44} {result}", flush=True)
-            faults += check.faults
-    except DataError as error:
-        faults.append(str(error))
+        with local_folder_copy(args.data) as folder:
+            try:
+                for check in validate(folder, args.workers, args.dedup, args.dedup_distance, args.dedup_correlation):
+                    result = f"{len(check.faults)} faults" if check.faults else "ok"
+                    print(f"{check.name:<17} {check.looked_at:<44} {result}", flush=True)
+                    faults += check.faults
+            except DataError as error:
+                faults.append(str(error).replace(str(folder), str(args.data)))
     except BrokenProcessPool:
         print("error: a worker process died, perhaps for want of memory; try fewer --workers", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or args.data}: {error.strerror or error}", file=sys.stderr)
         return 1
     for fault in faults:
         print(f"fault: {fault}", file=sys.stderr)

@@ -25,7 +25,7 @@ DOORS = {
     "cxr_jax.optim": ("cxr_jax.schedules", "cxr_jax.sharding"),
     "cxr_jax.state": ("cxr_jax.models.layers", "cxr_jax.objectives.base", "cxr_jax.optim", "cxr_jax.sharding"),
     "cxr_jax.config": ("cxr_jax.data.records",),
-    "data_prep": ("cxr_jax.data.records",),
+    "data_prep": ("cxr_jax.data.records", "cxr_jax.data.remote"),
     "configs": (),
 }
 # Rooms that may import all but these.

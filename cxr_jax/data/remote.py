@@ -14,6 +14,7 @@ shard appears by a rename once it is proved; whoever comes second on a host wait
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -30,6 +31,29 @@ from cxr_jax.data.records import MANIFEST_NAME, DataError
 CHUNK_BYTES = 16 << 20
 DOWNLOADS = 16  # shards under way at once
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+SIGN_IN = {"s3": "run aws configure", "gs": "run gcloud auth application-default login"}
+
+
+def open_store(path: str) -> tuple[Any, str]:
+    """The file system of fsspec that `path` lies in, and its name there. Raises what its driver raises."""
+    # gcsfs logs every object that is not there, beside raising it.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # Without memory of earlier listings: other processes write meanwhile.
+    return fsspec.core.url_to_fs(path, use_listings_cache=False)
+
+
+def trouble(path: str, error: Exception) -> str:
+    """What keeps a driver from reaching `path`, and what to do, in one line. Every driver has its own errors."""
+    scheme = path.partition("://")[0]
+    first = next(iter(str(error).strip().splitlines()), "")
+    kind, said = type(error).__name__, f"{type(error).__name__}: {first}"
+    if isinstance(error, ImportError):
+        return f"needs a driver that is not installed; pip install {DRIVERS.get(scheme, 'the one that fsspec names')}"
+    if "Credentials" in kind or "Credentials" in first or "Anonymous caller" in str(error):
+        return f"no valid credentials were found ({said}); {SIGN_IN.get(scheme, 'sign in')}"
+    if isinstance(error, PermissionError) or first.startswith("Forbidden") or getattr(error, "code", 0) in (401, 403):
+        return f"access is denied ({said}); the account needs to list, read and, for an output, write and delete there"
+    return f"cannot be reached ({said}); check the address, the network and the endpoint"
 
 
 def local_folder(path: str, split: str, cache_dir: str) -> Path:
@@ -43,7 +67,7 @@ def local_folder(path: str, split: str, cache_dir: str) -> Path:
     if not cache_dir:
         raise ValueError(f"data.cache_dir is empty, and {path} is remote; name a local folder with room for its shards")
     with _reading(path):
-        store, root = fsspec.core.url_to_fs(path)
+        store, root = open_store(path)
         text = store.cat_file(f"{root}/{MANIFEST_NAME}")
     shards, fingerprint = _shards_of(text, split, path)
     folder = Path(cache_dir).expanduser() / fingerprint
@@ -66,12 +90,8 @@ def _reading(path: str):
         raise DataError(
             f"{path}: is no dataset, or not a whole one (not found: {error}); check the path, or upload it again"
         ) from None
-    except ImportError:
-        driver = DRIVERS.get(path.partition("://")[0], "the driver that fsspec names")
-        raise DataError(f"{path}: needs a driver that is not installed; pip install {driver}") from None
-    except Exception as error:  # every driver has its own family of errors
-        why = next(iter(str(error).strip().splitlines()), "")
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {why}); check the path and access") from None
+    except Exception as error:
+        raise DataError(f"{path}: {trouble(path, error)}") from None
 
 
 def _shards_of(manifest: bytes, split: str, path: str) -> tuple[dict[str, str], str]:
@@ -90,7 +110,6 @@ def _shards_of(manifest: bytes, split: str, path: str) -> tuple[dict[str, str], 
 
 def _fetch_all(store: Any, root: str, folder: Path, shards: dict[str, str], path: str) -> None:
     """Bring what `folder` does not have: the metadata, and `shards`."""
-    store.invalidate_cache(root)  # a driver may remember an older listing
     listed = {Path(entry["name"]).name: entry for entry in store.ls(root, detail=True)}
     for name in listed:
         if name.endswith(".json") and not (folder / name).exists():

@@ -1,14 +1,17 @@
 """Merges datasets of this tool into one: `--inputs=A,B,...`; images, masks and boxes pass undecoded.
 
-In: dataset folders. Out: a `Source` of all their records. The vocabulary is the union of theirs by name, in order of
-appearance; a class that a record's dataset lacks is unknown (-1). Splits are those of the inputs. Ids that occur in two
-inputs get the input's name in front: image ids always, patient ids unless `--patient_scope=global` says that equal ids
-mean the same person.
+In: dataset folders; what lies in a bucket is brought to `--cache_dir` first, on every machine that makes records, since
+records are read from all over it. Out: a `Source` of all their records. The vocabulary is the union of theirs by name,
+in order of appearance; a class that a record's dataset lacks is unknown (-1). Splits are those of the inputs. Ids that
+occur in two inputs get the input's name in front: image ids always, patient ids unless `--patient_scope=global` says
+that equal ids mean the same person.
 """
 
 import argparse
 import dataclasses
 import functools
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +21,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cxr_jax.data.records import SPLITS, UNKNOWN_LABEL, Box, DataError, Manifest, Record, read_manifest
+from cxr_jax.data.remote import local_folder
 from data_prep.images import ImageSettings
 from data_prep.readers import Sample, Source
+from data_prep.storage import Location, in_store, location
 
 _TEXTS = ("image_id", "patient_id", "study_id", "source", "view", "sex")
 
@@ -36,6 +41,8 @@ class DatasetsSample(Sample):
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this reader."""
     parser.add_argument("--inputs", type=_folders, required=True, help="dataset folders, as A,B,C")
+    cache = Path(tempfile.gettempdir()) / f"data_prep_datasets_{os.getuid()}"
+    parser.add_argument("--cache_dir", default=str(cache), help="local folder for inputs that lie in a bucket")
     parser.add_argument(
         "--patient_scope",
         choices=("source", "global"),
@@ -46,10 +53,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
     """Lists all records of the inputs; raises DataError for an input that is no whole dataset."""
-    manifests = [read_manifest(folder) for folder in args.inputs]
+    manifests = [read_manifest(_local(folder, SPLITS[0], args.cache_dir)) for folder in args.inputs]
     vocabulary = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.vocabulary))
     found = [
-        _ids(folder, manifest, number)
+        _ids(folder, manifest, number, args.cache_dir)
         for number, (folder, manifest) in enumerate(zip(args.inputs, manifests, strict=True))
     ]
     keys = Counter(sample.key for samples in found for sample in samples)
@@ -77,6 +84,7 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
             folders=tuple(folder.absolute() for folder in args.inputs),
             vocabularies=tuple(manifest.vocabulary for manifest in manifests),
             vocabulary=vocabulary,
+            cache_dir=args.cache_dir,
         ),
         settings={
             "canvas": None,
@@ -91,14 +99,15 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
 
 def make_record(
     sample: DatasetsSample,
-    folders: tuple[Path, ...],
+    folders: tuple[Location, ...],
     vocabularies: tuple[tuple[str, ...], ...],
     vocabulary: tuple[str, ...],
+    cache_dir: str,
 ) -> Record:
     """Reads one record of an input; raises DataError if its shard is damaged."""
     folder = folders[sample.dataset]
     try:
-        stored = _records(folder, sample.split)[sample.row]
+        stored = _records(folder, sample.split, cache_dir)[sample.row]
     except (RuntimeError, ValueError, IndexError, OSError) as error:
         why = str(error).strip().splitlines()[0]
         raise DataError(f"{folder}: {sample.image_id} cannot be read, its shard is damaged ({why})") from None
@@ -127,25 +136,32 @@ def record_of(stored: Mapping[str, Any]) -> Record:
 
 
 @functools.lru_cache(maxsize=64)
-def _records(folder: Path, split: str) -> Any:
+def _local(folder: Location, split: str, cache_dir: str) -> Path:
+    """A local folder with the metadata and that split of an input."""
+    return local_folder(str(folder), split, cache_dir)
+
+
+@functools.lru_cache(maxsize=64)
+def _records(folder: Location, split: str, cache_dir: str) -> Any:
     """A split of an input, opened once a process."""
-    builder = tfds.builder_from_directory(str(folder))
+    builder = tfds.builder_from_directory(str(_local(folder, split, cache_dir)))
     return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
-def _ids(folder: Path, manifest: Manifest, number: int) -> list[DatasetsSample]:
+def _ids(folder: Location, manifest: Manifest, number: int, cache_dir: str) -> list[DatasetsSample]:
     """A sample of each record of one input, with the ids it has there."""
-    absent = [name for name in manifest.shards if not (folder / name).is_file()]
+    here = [] if in_store(folder) else manifest.shards  # bringing them here finds what is missing there
+    absent = [name for name in here if not (folder / name).is_file()]
     if absent:
         raise DataError(f"{folder}: the shard {absent[0]} is missing; build the dataset again")
-    return list(_listed(folder, manifest, number))
+    return list(_listed(folder, manifest, number, cache_dir))
 
 
-def _listed(folder: Path, manifest: Manifest, number: int) -> Iterator[DatasetsSample]:
+def _listed(folder: Location, manifest: Manifest, number: int, cache_dir: str) -> Iterator[DatasetsSample]:
     for split in SPLITS:
         if split not in manifest.counts["split"]:
             continue
-        records = _records(folder, split)
+        records = _records(folder, split, cache_dir)
         for row in range(len(records)):
             try:
                 stored = records[row]
@@ -171,8 +187,8 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _folders(text: str) -> tuple[Path, ...]:
-    folders = tuple(Path(part) for part in text.split(",") if part)
+def _folders(text: str) -> tuple[Location, ...]:
+    folders = tuple(location(part) for part in text.split(",") if part)
     if not folders or len(set(folders)) < len(folders):
         raise argparse.ArgumentTypeError(f"{text!r} must be different folders, as A,B,C")
     return folders

@@ -14,8 +14,6 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from cxr_jax.data.records import VIEWS, DataError, Record
 from data_prep.dicom import store_dicom
@@ -26,6 +24,7 @@ from data_prep.images import ImageSettings, store_mask
 from data_prep.readers import Source, listing
 from data_prep.readers.listing import Labels, ListedSample
 from data_prep.readers.table import Row
+from data_prep.storage import Location, StoreError, at_once, streams
 
 MODALITIES = ("CR", "DX", "RG", "UNSET")
 BODY_PARTS = ("CHEST", "THORAX", "LUNG", "UNSET")
@@ -64,7 +63,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
     """Lists the folder; raises DataError for what is missing or contradictory."""
     pydicom()  # a missing package is told before the first file is
-    root: Path = args.input
+    root: Location = args.input
     files = listing.files_below(root, args.follow_links, lambda name: name.upper() != "DICOMDIR")
     notes: list[str] = []
     headers = _headers(root, files, listing.labels_path(args), notes)
@@ -91,12 +90,14 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
     )
 
 
-def make_record(sample: DicomSample, root: Path, images: ImageSettings) -> Record:
+def make_record(sample: DicomSample, root: Location, images: ImageSettings) -> Record:
     """Reads and stores one image, its mask and its boxes; raises DataError naming the file that is at fault."""
     if sample.problem:
         raise DataError(f"{sample.key}: {sample.problem}")
     try:
         data = (root / sample.file).read_bytes()
+    except StoreError:
+        raise
     except OSError as error:
         raise DataError(f"{sample.key}: cannot be read ({error.strerror})") from None
     image = store_dicom(data, sample.key, images)
@@ -104,19 +105,21 @@ def make_record(sample: DicomSample, root: Path, images: ImageSettings) -> Recor
     return listing.to_record(sample, image, mask)
 
 
-def _headers(root: Path, files: Sequence[str], table: Path | None, notes: list[str]) -> dict[str, DicomHeader | str]:
+def _headers(
+    root: Location, files: Sequence[str], table: Location | None, notes: list[str]
+) -> dict[str, DicomHeader | str]:
     """Headers by file, a text where a header cannot be read; files of other kinds are left out and counted."""
     table = table.absolute() if table else None
     files = [file for file in files if (root / file).absolute() != table]
-    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        found = dict(zip(files, pool.map(functools.partial(_header, root), files), strict=True))
+    threads = max(_LISTING_THREADS, streams(root))
+    found = dict(zip(files, at_once(functools.partial(_header, root), files, threads), strict=True))
     others = sum(header is None for header in found.values())
     if others:
         notes.append(f"{others} files are not DICOM; they are left out")
     return {file: header for file, header in found.items() if header is not None}
 
 
-def _header(root: Path, file: str) -> DicomHeader | str | None:
+def _header(root: Location, file: str) -> DicomHeader | str | None:
     """One file's header, a text that says why it has none, or None for a file of another kind."""
     try:
         with (root / file).open("rb") as stream:
@@ -124,6 +127,8 @@ def _header(root: Path, file: str) -> DicomHeader | str | None:
                 return None
             stream.seek(0)
             header = read_header(stream, file)
+    except StoreError:
+        raise
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except DataError as error:

@@ -7,12 +7,12 @@ paths. Nothing is decoded here; `make_record` reads one file and returns its rec
 import argparse
 import functools
 import re
-from pathlib import Path
 
 from cxr_jax.data.records import DataError, Record
 from data_prep.images import SUFFIXES, ImageSettings, store_image, store_mask
 from data_prep.readers import Source, listing
 from data_prep.readers.listing import Labels, ListedSample
+from data_prep.storage import Location
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
     """Lists the folder; raises DataError for what is missing or contradictory."""
-    root: Path = args.input
+    root: Location = args.input
     files = listing.files_below(root, args.follow_links, lambda name: name.lower().endswith(SUFFIXES))
     labels = listing.open_labels(args, files)
     notes = list(labels.notes)
@@ -50,7 +50,7 @@ def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
     )
 
 
-def make_record(sample: ListedSample, root: Path, images: ImageSettings) -> Record:
+def make_record(sample: ListedSample, root: Location, images: ImageSettings) -> Record:
     """Reads and stores one image, its mask and its boxes; raises DataError naming the file that is at fault."""
     image = store_image(listing.read_file(root, sample.key), sample.key, images)
     mask = store_mask(listing.read_file(root, sample.mask), sample.mask, image) if sample.mask else b""

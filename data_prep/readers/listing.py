@@ -19,6 +19,7 @@ from data_prep.images import StoredImage
 from data_prep.readers import Sample
 from data_prep.readers.table import COLUMNS, Row, Table, read_boxes, read_table
 from data_prep.splits import parse_split
+from data_prep.storage import Location, StoreError, StorePath, at_once, location, streams
 
 DEFAULT_LABELS = "labels.csv"
 TABLES = (".csv", ".tsv", ".xlsx")
@@ -42,11 +43,11 @@ class ListedSample(Sample):
 class Labels:
     """A labels table matched to the files it names; `path` is None without a table."""
 
-    path: Path | None
+    path: Location | None
     vocabulary: tuple[str, ...]
     rows: Mapping[str, Row]
     boxes: Mapping[str, Sequence[Box]]
-    boxes_path: Path | None
+    boxes_path: Location | None
     notes: tuple[str, ...]
 
     @functools.cached_property
@@ -71,7 +72,7 @@ class Labels:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of readers of a folder."""
-    parser.add_argument("--input", type=Path, required=True, help="folder of images, searched recursively")
+    parser.add_argument("--input", type=location, required=True, help="folder of images, searched recursively")
     parser.add_argument("--labels", help=f"labels table, below --input or a path ('' for none); {DEFAULT_LABELS}")
     for name in COLUMNS:
         parser.add_argument(f"--{name}_column", help=f"its column that holds {name} ('' for none); recognised")
@@ -86,20 +87,34 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow_links", action="store_true", help="follow symbolic links that leave the input folder")
 
 
-def dataset_name(root: Path) -> str:
+def dataset_name(root: Location) -> str:
     """A dataset's default name: that of its folder, in lower case letters, digits and _."""
     name = re.sub(r"[^a-z0-9_]+", "_", root.resolve().name.lower()).strip("_")
     return name if name[:1].isalpha() else f"cxr_{name}"
 
 
-def files_below(root: Path, follow_links: bool, wanted: Callable[[str], bool]) -> list[str]:
+def files_below(root: Location, follow_links: bool, wanted: Callable[[str], bool]) -> list[str]:
     """Paths below `root` of all files whose names are `wanted`, hidden ones apart, in the order of their characters.
 
     Links to folders are followed, but not round in a circle. Raises DataError for a missing folder, for a link that
     leaves it (unless `follow_links`), and for names that are no printable text.
     """
-    if not root.is_dir():
+    if isinstance(root, StorePath):
+        below = root.below()
+        if not below:
+            raise DataError(f"{root}: there is nothing below this address (--input)")
+        found = [path for path in below if not re.search(r"(^|/)\.", path) and wanted(path.rsplit("/", 1)[-1])]
+    elif not root.is_dir():
         raise DataError(f"{root}: no such folder (--input)")
+    else:
+        found = _local_files(root, follow_links, wanted)
+    for path in found:
+        if not path.isprintable():
+            raise DataError(f"{root}: {path!a} is no printable UTF-8 name; rename the file")
+    return sorted(found)
+
+
+def _local_files(root: Path, follow_links: bool, wanted: Callable[[str], bool]) -> list[str]:
     found: list[str] = []
     todo = [("", (os.path.realpath(root),))]
     while todo:
@@ -116,39 +131,43 @@ def files_below(root: Path, follow_links: bool, wanted: Callable[[str], bool]) -
                     todo.append((path, (*above, real)))
             elif wanted(entry.name):
                 found.append(path)
-    for path in found:
-        if not path.isprintable():
-            raise DataError(f"{root}: {path!a} is no printable UTF-8 name; rename the file")
-    return sorted(found)
+    return found
 
 
-def inside(root: Path, path: str, follow_links: bool) -> Path:
+def inside(root: Location, path: str, follow_links: bool) -> Location:
     """The file that `path` names below `root`; raises DataError if it names one elsewhere."""
     given = PurePosixPath(path)
     if given.is_absolute() or ".." in given.parts:
         raise DataError(f"{path}: leaves the input folder; paths below {root} are legal")
     full = root / path
+    if isinstance(full, StorePath):
+        return full
     if not follow_links and not Path(os.path.realpath(full)).is_relative_to(os.path.realpath(root)):
         raise DataError(f"{path}: is a link that leaves the input folder {root}; --follow_links takes such links")
     return full
 
 
-def read_file(root: Path, path: str) -> bytes:
-    """The bytes of a listed file; raises DataError, naming `path`, where they cannot be read."""
+def read_file(root: Location, path: str) -> bytes:
+    """The bytes of a listed file; raises DataError, naming `path`, where they cannot be read.
+
+    A store that cannot be reached raises StoreError: the file may be sound.
+    """
     try:
         return (root / path).read_bytes()
+    except StoreError:
+        raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def labels_path(args: argparse.Namespace) -> Path | None:
+def labels_path(args: argparse.Namespace) -> Location | None:
     """The labels table of the flags, or the folder's own, or None."""
     return _table_path(args.input, args.labels, DEFAULT_LABELS)
 
 
 def open_labels(args: argparse.Namespace, files: Sequence[str]) -> Labels:
     """Reads the tables that the flags name and matches them to `files`; raises DataError for what contradicts them."""
-    root: Path = args.input
+    root: Location = args.input
     path = labels_path(args)
     table = Table((), (), ())
     if path is not None:
@@ -161,7 +180,8 @@ def open_labels(args: argparse.Namespace, files: Sequence[str]) -> Labels:
             table = Table((), (), (f"no {DEFAULT_LABELS}, so the dataset is unlabelled; {what}",))
     rows = _match(table.rows, files, path)
     masks = sorted({row.mask for row in rows.values() if row.mask})
-    missing = [mask for mask in masks if not inside(root, mask, args.follow_links).is_file()]
+    there = at_once(lambda mask: inside(root, mask, args.follow_links).is_file(), masks, streams(root))
+    missing = [mask for mask, is_there in zip(masks, there, strict=True) if not is_there]
     if missing:
         raise DataError(f"{path}: {len(missing)} masks it names are not there; the first: {missing[0]}")
     boxes_path = _table_path(root, args.boxes, None)
@@ -218,7 +238,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
 
 
-def _match(rows: tuple[Row, ...], files: Sequence[str], labels: Path | None) -> dict[str, Row]:
+def _match(rows: tuple[Row, ...], files: Sequence[str], labels: Location | None) -> dict[str, Row]:
     """Rows by file; a row may give the path below the folder, or a bare name that occurs once in it."""
     known, by_name = set(files), defaultdict(list)
     for file in files:
@@ -243,9 +263,14 @@ def _match(rows: tuple[Row, ...], files: Sequence[str], labels: Path | None) -> 
     return matched
 
 
-def _table_path(root: Path, given: str | None, default: str | None) -> Path | None:
+def _table_path(root: Location, given: str | None, default: str | None) -> Location | None:
     if given is None:
         return root / default if default and (root / default).is_file() else None
     if not given:
         return None
-    return root / given if (root / given).is_file() else Path(given)
+    if "://" not in given:
+        return root / given if (root / given).is_file() else Path(given)
+    try:
+        return location(given)
+    except argparse.ArgumentTypeError as error:
+        raise DataError(str(error)) from None

@@ -18,7 +18,6 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -26,6 +25,7 @@ from PIL import Image
 from cxr_jax.data.records import NEGATIVE, POSITIVE, SPLITS, DataError, Record
 from data_prep.images import ImageSettings, store_image
 from data_prep.readers import FlagError, Sample, Source
+from data_prep.storage import Location, local_copy, location
 
 QUALITY = 100
 # By file stem without the size (pneumoniamnist_224 is pneumoniamnist). ChestMNIST is made of NIH ChestX-ray14; its
@@ -74,7 +74,7 @@ class MedmnistSamples:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this reader."""
-    parser.add_argument("--input", type=Path, required=True, help="npz file of MedMNIST, grey and two-dimensional")
+    parser.add_argument("--input", type=location, required=True, help="npz file of MedMNIST, grey and two-dimensional")
     parser.add_argument("--class_names", type=_names, help="names of the classes, as A,B (default: by the file's name)")
     parser.set_defaults(quality=QUALITY)
 
@@ -112,19 +112,21 @@ def make_record(sample: MedmnistSample, source: str, images: ImageSettings) -> R
     )
 
 
-def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _read(file: Location) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Images and labels by split, of checked types and shapes."""
     needed = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
     try:
-        arrays = np.load(file, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise DataError(f"{file}: holds a single array; expected an npz with {', '.join(needed)}")
-        with arrays:
-            missing = [key for key in needed if key not in arrays]
-            if missing:
-                found = ", ".join(arrays.files) or "nothing"
-                raise DataError(f"{file}: lacks {', '.join(missing)}; it holds {found}; legal are MedMNIST's npz files")
-            read = {key: np.asarray(arrays[key]) for key in needed}
+        with local_copy(file) as local:
+            arrays = np.load(local, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise DataError(f"{file}: holds a single array; expected an npz with {', '.join(needed)}")
+            with arrays:
+                missing = [key for key in needed if key not in arrays]
+                if missing:
+                    found = ", ".join(arrays.files) or "nothing"
+                    what = f"lacks {', '.join(missing)}; it holds {found}; legal are MedMNIST's npz files"
+                    raise DataError(f"{file}: {what}")
+                read = {key: np.asarray(arrays[key]) for key in needed}
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error}); --input names an npz file") from None
     # What NumPy says of such a file is advice to allow pickles.
@@ -139,7 +141,7 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return images, labels
 
 
-def _check(file: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+def _check(file: Location, split: str, images: np.ndarray, labels: np.ndarray) -> None:
     where = f"{file}: {split}_images"
     if images.ndim == 4 and images.shape[-1] == 3:
         raise DataError(f"{where} are in colour {images.shape}; grey images [n, h, w] are legal")

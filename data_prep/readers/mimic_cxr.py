@@ -12,7 +12,6 @@ anchor_year; ages over 89 are 91 there).
 """
 
 import argparse
-from pathlib import Path
 
 from cxr_jax.data.records import DataError
 from data_prep.images import ImageSettings
@@ -21,6 +20,7 @@ from data_prep.readers.published_table import table_rows
 from data_prep.readers.publisher import Listing
 from data_prep.readers.publisher import add_flags as add_published_flags
 from data_prep.splits import parse_split
+from data_prep.storage import Location, location
 
 NAME = "mimic-cxr-2.0.0"
 CXR_LT = (  # the first of these sets of files that is there
@@ -38,8 +38,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this reader."""
     add_published_flags(parser, uncertain=True, splits=True)
     parser.add_argument("--labeller", choices=("chexpert", "negbio"), default="chexpert", help="whose labels of the 14")
-    parser.add_argument("--cxr_lt", type=Path, help="folder cxr-lt-2024 or cxr-lt-2023: its labels and splits instead")
-    parser.add_argument("--patients", type=Path, help="patients.csv.gz of MIMIC-IV, for sex and age")
+    parser.add_argument(
+        "--cxr_lt", type=location, help="folder cxr-lt-2024 or cxr-lt-2023: its labels and splits instead"
+    )
+    parser.add_argument("--patients", type=location, help="patients.csv.gz of MIMIC-IV, for sex and age")
 
 
 def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
@@ -91,7 +93,7 @@ def _of_studies(labeller: str, listing: Listing) -> tuple[dict[str, tuple[int, .
     return labels, splits
 
 
-def _cxr_lt(folder: Path, listing: Listing) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def _cxr_lt(folder: Location, listing: Listing) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Labels and splits by dicom_id; the classes are those that the files have columns for."""
     files = next((names for names in CXR_LT if all((folder / name).is_file() for name in names.values())), None)
     if files is None:
@@ -109,6 +111,6 @@ def _cxr_lt(folder: Path, listing: Listing) -> tuple[dict[str, tuple[int, ...]],
     return labels, splits
 
 
-def _patients(file: Path | None):
+def _patients(file: Location | None):
     columns = ("subject_id", "gender", "anchor_age", "anchor_year")
     return table_rows(file, str(file), columns) if file else ()

@@ -8,7 +8,6 @@ import math
 import typing
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,6 +17,7 @@ from data_prep.dicom import store_dicom
 from data_prep.dicom_header import read_header
 from data_prep.images import MAX_PIXELS, ImageSettings, StoredImage, encode_mask, store_grey, store_image, to_grey8
 from data_prep.readers.listing import read_file
+from data_prep.storage import Location
 
 if typing.TYPE_CHECKING:
     from data_prep.readers.publisher import PublishedSample
@@ -28,7 +28,7 @@ SHAPE_TOLERANCE = 0.02  # a mask may be smaller than its image, but not of anoth
 Store = Callable[[bytes, "PublishedSample", ImageSettings], StoredImage]
 
 
-def make_record(sample: "PublishedSample", root: Path, images: ImageSettings, source: str, store: Store) -> Record:
+def make_record(sample: "PublishedSample", root: Location, images: ImageSettings, source: str, store: Store) -> Record:
     """Reads and stores one image with its masks and boxes; raises DataError naming the file that is at fault."""
     data = read_file(root, sample.file)
     image = store(data, sample, images)

@@ -6,15 +6,18 @@ columns that are needed.
 """
 
 import csv
+import functools
 import gzip
+import io
 import math
 import re
 import zlib
 from collections.abc import Container, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from cxr_jax.data.records import DataError
 from data_prep.readers.table import parse_age
+from data_prep.storage import Location, StorePath
 
 # Reports in cells run to thousands of characters; a cell beyond this is no table's.
 csv.field_size_limit(1_000_000)
@@ -43,7 +46,7 @@ class Row(dict[str, str]):
         return numbers
 
 
-def relative(path: str, root: Path) -> str:
+def relative(path: str, root: Location) -> str:
     """A path of a table as a path below `root`; raises DataError if it leads out of it."""
     pure = PurePosixPath(path.strip().replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts or re.match(r"^[A-Za-z]:", str(pure)):
@@ -51,14 +54,16 @@ def relative(path: str, root: Path) -> str:
     return str(pure)
 
 
-def table_rows(path: Path, name: str, columns: tuple[str, ...]) -> Iterator[Row]:
+def table_rows(path: Location, name: str, columns: tuple[str, ...]) -> Iterator[Row]:
     """The rows of a CSV file that are not blank; `name` is used in errors.
 
     Raises DataError if the file is no CSV file in UTF-8, lacks one of `columns`, or has a row too short for them.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as stream:
+        # A table in a bucket is read at once, not by ranges.
+        source = io.BytesIO(path.read_bytes()) if isinstance(path, StorePath) and path.suffix == ".gz" else path
+        open_table = functools.partial(gzip.open, source, "rt") if path.suffix == ".gz" else path.open
+        with open_table(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream)
             header = [column.strip() for column in next(reader, [])]
             lacking = [column for column in columns if column not in header]

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from cxr_jax.data.records import UNKNOWN_AGE, Box, DataError
 from data_prep.dicom_file import pydicom
@@ -22,6 +21,7 @@ from data_prep.readers.published_record import DICOM_SUFFIXES, make_record, stor
 from data_prep.readers.published_table import Row, parse_years, relative, table_rows
 from data_prep.readers.table import parse_sex, parse_view
 from data_prep.splits import draw_split
+from data_prep.storage import Location, location
 
 TRAIN_OR_VAL = "train or val"  # the publisher fixes the test set only
 NAMED_IN_NOTES = 12  # so many unmapped words are named on the screen; the manifest has all
@@ -49,7 +49,7 @@ class PublishedSample(Sample):
 
 def add_flags(parser: argparse.ArgumentParser, *, uncertain: bool = False, splits: bool = False) -> None:
     """The flags of every published collection, with those for uncertain marks and published splits where it has any."""
-    parser.add_argument("--input", type=Path, required=True, help="folder of the collection, unpacked")
+    parser.add_argument("--input", type=location, required=True, help="folder of the collection, unpacked")
     parser.add_argument(
         "--on_missing", choices=("stop", "skip"), default="stop", help="what rows without an image file do"
     )
@@ -82,7 +82,7 @@ class Listing:
     def __init__(
         self, args: argparse.Namespace, source: str, *, vocabulary: str = "", suffixes: tuple[str, ...] = SUFFIXES
     ):
-        self.root: Path = args.input
+        self.root: Location = args.input
         self._args, self._source = args, source
         self.files = frozenset(listing.files_below(self.root, args.follow_links, lambda name: True))
         self.images = frozenset(file for file in self.files if file.lower().endswith(suffixes))

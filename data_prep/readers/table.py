@@ -10,9 +10,9 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from cxr_jax.data.records import NEGATIVE, POSITIVE, UNKNOWN_AGE, UNKNOWN_LABEL, Box, DataError
+from data_prep.storage import Location
 
 # The contract's name of a column -> the headers it is recognised by, in lower case without spaces and _ - /.
 COLUMNS = {
@@ -64,7 +64,7 @@ class Table:
 
 
 def read_table(
-    file: Path,
+    file: Location,
     columns: Mapping[str, str | None],
     label_columns: Sequence[str] | None,
     exclude_columns: Sequence[str],
@@ -125,7 +125,7 @@ def read_table(
     return Table(tuple(rows), tuple(label_columns), tuple(notes))
 
 
-def read_boxes(file: Path, files: Sequence[str]) -> dict[str, list[Box]]:
+def read_boxes(file: Location, files: Sequence[str]) -> dict[str, list[Box]]:
     """Boxes by image of a table with the columns file, label or finding, x, y, w, h (pixels).
 
     Raises DataError for a file that is no such table or names an image that is not among `files`.
@@ -171,7 +171,7 @@ def parse_age(text: str) -> float:
     return years if years <= _MAX_AGE_YEARS else UNKNOWN_AGE
 
 
-def _read_csv(file: Path, notes: list[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _read_csv(file: Location, notes: list[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and (line number, cells) of each row that is not blank."""
     lines = []
     try:
@@ -205,7 +205,7 @@ def _read_csv(file: Path, notes: list[str]) -> tuple[list[str], list[tuple[int, 
     return header, lines
 
 
-def _check_patients(file: Path, at: int, lines: Sequence[tuple[int, list[str]]], notes: list[str]) -> None:
+def _check_patients(file: Location, at: int, lines: Sequence[tuple[int, list[str]]], notes: list[str]) -> None:
     """Refuses one id written as a whole number and as a decimal one; says how many rows name no patient."""
     ids = {cells[at].strip() for _, cells in lines}
     decimal = next((text for text in sorted(ids) if re.fullmatch(r"\d+\.0+", text) and text.split(".")[0] in ids), "")
@@ -219,7 +219,7 @@ def _check_patients(file: Path, at: int, lines: Sequence[tuple[int, list[str]]],
         notes.append(f"{file.name}: {blank} rows name no patient; each such image counts as a patient of its own")
 
 
-def _choose(name: str, given: str | None, header: Sequence[str], file: Path) -> str | None:
+def _choose(name: str, given: str | None, header: Sequence[str], file: Location) -> str | None:
     if given == "":
         return None
     flag = f"--{name}_column"
@@ -234,7 +234,7 @@ def _choose(name: str, given: str | None, header: Sequence[str], file: Path) -> 
 
 
 def _find_labels(
-    file: Path, header: Sequence[str], lines: Sequence[tuple[int, list[str]]], taken: set[int], notes: list[str]
+    file: Location, header: Sequence[str], lines: Sequence[tuple[int, list[str]]], taken: set[int], notes: list[str]
 ) -> list[str]:
     """The longest run of neighbouring columns that hold nothing but labels (`_LABEL_WORDS` and 1, 0, -1).
 
@@ -266,7 +266,7 @@ def _find_labels(
     return longest
 
 
-def _refuse_spoilt_labels(file: Path, name: str, cells: Sequence[tuple[int, str]]) -> None:
+def _refuse_spoilt_labels(file: Location, name: str, cells: Sequence[tuple[int, str]]) -> None:
     """A column of 0 and 1 with a few other cells is a label with slips; it must not vanish in silence."""
     filled = [(number, text) for number, text in cells if text]
     odd = [(number, text) for number, text in filled if _label_value(text) is None]

@@ -120,7 +120,7 @@ def test_a_remote_path_needs_a_cache_folder(uploaded):
     ("path", "message"),
     [
         ("memory://bucket/other", "is no dataset"),
-        ("foo://bucket/data", "cannot be read"),
+        ("foo://bucket/data", "cannot be reached .*check the address"),
         ("gs://b/d", "pip install gcsfs"),
     ],
 )

@@ -28,11 +28,11 @@ KILLS = {
 }
 
 
-def die_at(where: str, flags: list[str]) -> None:
-    """Runs the build in this process until the call of `KILLS[where]`, then SIGKILL."""
+def die_at(where: tuple[str, str, int], flags: list[str]) -> None:
+    """Runs the build in this process until that call of that name of that module, then SIGKILL."""
     import importlib
 
-    module, name, last = KILLS[where]
+    module, name, last = where
     owner = importlib.import_module(module)
     *parents, name = name.split(".")
     if parents == ["RecordWriter"] and module == "data_prep.shards":
@@ -79,7 +79,7 @@ def server():
 @pytest.mark.parametrize("where", KILLS)
 def test_killed_and_continued_is_undisturbed(undisturbed, server, tmp_path, capsys, where):
     flags = [*FLAGS, f"--input={undisturbed}/in", f"--output={tmp_path}/out"]
-    process = server.Process(target=die_at, args=(where, flags))
+    process = server.Process(target=die_at, args=(KILLS[where], flags))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -135,7 +135,7 @@ def test_a_damaged_part_is_made_again(undisturbed, tmp_path, monkeypatch, capsys
 
 def test_damaged_columns_thumbnails_and_shards_are_made_again(undisturbed, server, tmp_path, capsys):
     flags = [*FLAGS, f"--input={undisturbed}/in", f"--output={tmp_path}/out"]
-    process = server.Process(target=die_at, args=("before the metadata", flags))
+    process = server.Process(target=die_at, args=(KILLS["before the metadata"], flags))
     process.start()
     process.join(60)
     shard = next((tmp_path / ".out.building/dataset").glob("*train*"))
