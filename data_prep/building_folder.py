@@ -20,7 +20,7 @@ from cxr_jax.data.records import MANIFEST_NAME, DataError
 from data_prep import lock
 from data_prep.atomic import UNFINISHED, write_bytes
 from data_prep.readers import FlagError
-from data_prep.storage import STREAMS, Location, StorePath, at_once, in_store, remove_tree
+from data_prep.storage import STREAMS, Location, StoreError, StorePath, at_once, in_store, remove_tree
 
 PLAN, SHOWING = "plan.json", "showing"
 # What builds write there; shards and metadata lay in the folder itself before there were parts.
@@ -169,8 +169,11 @@ def check_reachable(output: Location) -> None:
         if output.parent == output:
             raise FlagError(f"--output={output} is a whole bucket; name a folder in it, as {output}/cxr")
         probe = _building(output) / f"{lock.LOCK}.probe"
-        probe.write_bytes(b"")
-        probe.unlink(missing_ok=True)
+        try:
+            probe.write_bytes(b"")
+            probe.unlink(missing_ok=True)
+        except StoreError as error:
+            raise StoreError(error.errno, error.strerror, str(output)) from None
 
 
 def check_apart(output: Location, inputs: Iterable[Location | None]) -> None:

@@ -203,6 +203,7 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, path: StorePath):
         self._path, self._size, self._at = path, path.size(), 0
+        self.name = path.url
 
     def readable(self) -> bool:
         return True

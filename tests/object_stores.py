@@ -7,6 +7,7 @@ variables that they read everywhere.
 import contextlib
 import logging
 import os
+import urllib.request
 from collections.abc import Iterator
 from unittest import mock
 
@@ -26,6 +27,8 @@ def s3_server() -> Iterator[None]:
     server.start()
     try:
         keys["AWS_ENDPOINT_URL"] = "http://{}:{}".format(*server.get_host_and_port())
+        # Buckets outlive their server.
+        urllib.request.urlopen(urllib.request.Request(f"{keys['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST"))
         with _drivers_anew("s3"), mock.patch.dict(os.environ, keys):
             fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
             yield

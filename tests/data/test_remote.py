@@ -14,6 +14,7 @@ from cxr_jax.data import remote
 from cxr_jax.data.records import DataError, read_manifest
 from cxr_jax.data.source import open_split
 from cxr_jax.data.steps import load_rows
+from tests.object_stores import BUCKET, SERVERS
 
 
 @pytest.fixture
@@ -141,27 +142,38 @@ def test_whoever_comes_second_waits_and_finds_it_there(uploaded, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_s3(phantom_dataset, tmp_path, monkeypatch):
-    """Through s3fs against moto's server: the driver, credentials from the environment, ranges, errors."""
-    from moto.server import ThreadedMotoServer
-
-    for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "key", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+@pytest.mark.parametrize("scheme", SERVERS)
+def test_the_real_drivers(scheme, phantom_dataset, tmp_path, monkeypatch):
+    """s3fs against moto's server, gcsfs against an emulator: what they read of the environment, ranges, errors."""
+    with SERVERS[scheme]():
         monkeypatch.setattr(remote, "CHUNK_BYTES", 50_000)
-        files = fsspec.filesystem("s3", skip_instance_cache=True)
-        files.mkdir("bucket")
-        files.put(str(phantom_dataset), "bucket/deep/data", recursive=True)
-        split = open_split("s3://bucket/deep/data", "train", cache_dir=str(tmp_path))
+        files, root = fsspec.filesystem(scheme, skip_instance_cache=True), f"{BUCKET}/deep/data"
+        for file in phantom_dataset.iterdir():
+            files.put_file(str(file), f"{root}/{file.name}")
+        split = open_split(f"{scheme}://{root}", "train", cache_dir=str(tmp_path))
         local = open_split(str(phantom_dataset), "train")
         assert [split.brief(i) for i in range(5)] == [local.brief(i) for i in range(5)]
-        with pytest.raises(DataError, match="s3://bucket/none: is no dataset"):
-            open_split("s3://bucket/none", "train", cache_dir=str(tmp_path))
-        files.pipe_file(f"bucket/deep/data/{next(phantom_dataset.glob('*-val.*')).name}", b"torn")
+        with pytest.raises(DataError, match=f"{scheme}://{BUCKET}/none: is no dataset"):
+            open_split(f"{scheme}://{BUCKET}/none", "train", cache_dir=str(tmp_path))
+        files.pipe_file(f"{root}/{next(phantom_dataset.glob('*-val.*')).name}", b"torn")
         with pytest.raises(DataError, match="sha256"):
-            open_split("s3://bucket/deep/data", "val", cache_dir=str(tmp_path))
-    finally:
-        server.stop()
+            open_split(f"{scheme}://{root}", "val", cache_dir=str(tmp_path))
+
+
+class Refused(Exception):
+    """As the drivers' own: no OSError, and a text of several lines."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("No module named s3fs"), "pip install s3fs"),
+        (type("NoCredentialsError", (Exception,), {})("Unable to locate credentials"), "run aws configure"),
+        (PermissionError("Access Denied"), "access is denied"),
+        (Refused("Forbidden: https://x\nlong story"), "access is denied"),
+        (Refused("Connection reset\nlong story"), "cannot be reached"),
+    ],
+)
+def test_what_a_driver_says_becomes_one_line_with_what_to_do(error, said):
+    told = remote.trouble("s3://bucket/data", error)
+    assert said in told and "\n" not in told and "long story" not in told

@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_bucket import bucket_bytes, upload
 from tiny_folder import REPOSITORY, folder_bytes, one_error_line, write_folder
 
 from data_prep import beam_engine, build
 from data_prep.build_flags import parse_flags
 from data_prep.readers import FlagError
+from data_prep.storage import location
+from tests.object_stores import BUCKET, s3_server
 
 WITH_BEAM = os.environ.get("CXR_BEAM_PYTHON", str(REPOSITORY / ".venv/beam/bin/python"))
 
@@ -48,6 +51,21 @@ def test_the_direct_runner_gives_the_bytes_of_local_processes(beam_python, tmp_p
     assert local.returncode == beam.returncode == 0, local.stderr + beam.stderr
     assert folder_bytes(tmp_path / "local") == folder_bytes(tmp_path / "beam")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beam", "in", "local"]
+
+
+@pytest.mark.slow
+def test_the_direct_runner_builds_from_a_bucket_to_a_bucket(beam_python, tmp_path):
+    """As on machines that share no folder: input, tasks, results, parts, shards and output are objects."""
+    write_folder(tmp_path / "in", 12)
+    assert build.main(["--reader=folder", f"--input={tmp_path}/in", f"--output={tmp_path}/out", "--workers=0"]) == 0
+    with s3_server():
+        bucket = location(f"s3://{BUCKET}")
+        upload(tmp_path / "in", bucket / "in")
+        flags = ("--reader=folder", f"--input={bucket}/in", f"--output={bucket}/beam", "--workers=2")
+        beam = run(beam_python, *flags, "--beam_runner=DirectRunner")
+        assert beam.returncode == 0, beam.stderr
+        assert bucket_bytes(bucket / "beam") == folder_bytes(tmp_path / "out")
+        assert [path.name for path in bucket.iterdir()] == ["beam", "in"]
 
 
 @pytest.mark.slow
