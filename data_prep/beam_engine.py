@@ -14,10 +14,10 @@ from typing import Any
 
 from cxr_jax.data.records import DataError
 from data_prep.atomic import write_bytes
-from data_prep.parallel import quiet_libraries
+from data_prep.parallel import at_once, quiet_libraries
 from data_prep.readers import FlagError
 from data_prep.sample_text import from_text, to_text
-from data_prep.storage import Location, at_once, remove_tree, streams
+from data_prep.storage import Location, remove_tree, streams
 
 # Beam tells of absent optional packages while it is imported.
 logging.disable(logging.WARNING)

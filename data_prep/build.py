@@ -42,8 +42,9 @@ from data_prep.listing import Listing, list_samples
 from data_prep.parallel import quiet_libraries, run_ordered
 from data_prep.phases import Engine, PartMaker, write_shards
 from data_prep.readers import FlagError, Source
+from data_prep.scratch import local_copy
 from data_prep.shards import Shard, Written, plan_shards
-from data_prep.storage import local_copy, streams
+from data_prep.storage import images_at_once
 
 TOOL_VERSION = "2"
 
@@ -74,7 +75,7 @@ def build_source(source: Source, args: argparse.Namespace) -> Manifest:
     with BuildingFolder(args.output, args.overwrite) as folder:
         folder.claim(json.loads(json.dumps(plan)), args.restart)
         engine = _engine(args, folder)
-        threads = streams(getattr(args, "input", None))
+        threads = images_at_once(getattr(args, "input", None))
         maker = PartMaker(listing, source.make_record, len(source.vocabulary), folder, engine, threads)
         columns = maker.make_all(args.on_error)
         curated = curate(listing, columns, rules(args), Thumbs(folder.parts, listing.chunk_size))

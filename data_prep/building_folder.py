@@ -19,8 +19,9 @@ from typing import Any
 from cxr_jax.data.records import MANIFEST_NAME, DataError
 from data_prep import lock
 from data_prep.atomic import UNFINISHED, write_bytes
+from data_prep.parallel import at_once
 from data_prep.readers import FlagError
-from data_prep.storage import STREAMS, Location, StoreError, StorePath, at_once, in_store, remove_tree
+from data_prep.storage import STREAMS, Location, StoreError, StorePath, in_store, remove_tree
 
 PLAN, SHOWING = "plan.json", "showing"
 # What builds write there; shards and metadata lay in the folder itself before there were parts.

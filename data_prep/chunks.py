@@ -23,10 +23,11 @@ from cxr_jax.data.records import DataError, Record, encode_record
 from data_prep import columns as columns_of
 from data_prep.atomic import appear, write_bytes
 from data_prep.columns import Columns
+from data_prep.parallel import at_once
 from data_prep.readers import Sample
-from data_prep.scratch import scratch
+from data_prep.scratch import local_copy, scratch
 from data_prep.signature import THUMB_SIDE
-from data_prep.storage import Location, StoreError, StorePath, at_once, local_copy, streams
+from data_prep.storage import Location, StoreError, StorePath, streams
 
 # One record a group gives random access to each; JPEG and PNG bytes do not compress further.
 WRITER_OPTIONS = "group_size:1,uncompressed"

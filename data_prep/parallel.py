@@ -1,4 +1,4 @@
-"""Runs a pure function over tasks on several processes: results in order, a bounded number in flight.
+"""Runs a pure function over tasks on several processes, or threads: results in order, a bounded number in flight.
 
 In: a picklable function and its tasks. Out: the results, in the tasks' order whatever the number of workers. Memory
 does not grow with the number of tasks. Leaving the generator early ends the workers at once: what they write appears by
@@ -14,7 +14,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -53,6 +53,24 @@ def run_ordered(function: Callable[[Task], Result], tasks: Iterable[Task], worke
         pool.shutdown(wait=True, cancel_futures=True)
         end.close()
         parent_lives.close()
+
+
+def at_once(function: Callable[[Task], Result], tasks: Iterable[Task], threads: int) -> Iterator[Result]:
+    """`function(task)` of each task in order, on so many threads of this process, for tasks that wait for a network."""
+    if threads <= 1:
+        yield from map(function, tasks)
+        return
+    pool = ThreadPoolExecutor(threads)
+    under_way: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            under_way.append(pool.submit(function, task))
+            if len(under_way) > 2 * threads:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 _worker_function: Callable[[Any], Any]

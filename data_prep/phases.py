@@ -15,9 +15,10 @@ from data_prep.building_folder import BuildingFolder
 from data_prep.chunks import Outcome, index_file, make_chunk, read_index, records_file
 from data_prep.columns import Columns
 from data_prep.listing import Listing
+from data_prep.parallel import at_once
 from data_prep.progress import progress
 from data_prep.shards import Shard, Written, finished, note_file, write_shard
-from data_prep.storage import Location, at_once, streams
+from data_prep.storage import Location, streams
 
 # function, tasks -> the results in order
 Engine = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]

@@ -14,23 +14,21 @@ import errno
 import functools
 import io
 import shutil
-import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, TypeAlias, TypeVar
+from typing import IO, Any, TypeAlias
 
 import fsspec
 
 from cxr_jax.data.remote import open_store, trouble
-from data_prep.scratch import scratch
+from data_prep.parallel import at_once
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
 # Requests under way at once: each waits for the network most of its time.
 STREAMS = 16
+# A picture on its way is also decoded, and takes tens of megabytes meanwhile.
+IMAGES_AT_ONCE = 8
 # A DICOM header is a few kilobytes, the file behind it ten megabytes.
 RANGE_BYTES = 128 << 10
 _ALIASES = {"gcs": "gs", "s3a": "s3"}
@@ -240,59 +238,14 @@ def in_store(path: Location | None) -> bool:
     return isinstance(path, StorePath)
 
 
+def images_at_once(source: Location | None) -> int:
+    """How many records of a source are worth making at once in one process."""
+    return IMAGES_AT_ONCE if in_store(source) else 1
+
+
 def streams(path: Location | None) -> int:
     """How many requests to a path are worth having under way at once: one on a local disk."""
     return STREAMS if in_store(path) else 1
-
-
-def at_once(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """`function(item)` of each item in order, on so many threads; a bounded number is under way or done and waits."""
-    if threads <= 1:
-        yield from map(function, items)
-        return
-    pool = ThreadPoolExecutor(threads)
-    under_way: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            under_way.append(pool.submit(function, item))
-            if len(under_way) > 2 * threads:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def local_copy(file: Location) -> Iterator[Path]:
-    """A local file of the same content, for what reads files only: the file itself, or a copy for so long."""
-    if not isinstance(file, StorePath):
-        yield file
-        return
-    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
-        copy = Path(folder) / file.name
-        file.download(copy)
-        yield copy
-
-
-@contextlib.contextmanager
-def local_folder_copy(folder: Location) -> Iterator[Path]:
-    """A local folder with the files that lie right below: the folder itself, or a copy for so long.
-
-    Raises OSError if the disk has no room for the copy.
-    """
-    if not isinstance(folder, StorePath):
-        yield folder
-        return
-    files = [path for path in folder.iterdir() if path.is_file()]
-    need, free = sum(at_once(StorePath.size, files, STREAMS)), shutil.disk_usage(scratch()).free
-    if need > free:
-        what = f"{folder} needs {need >> 20:,} MiB and {free >> 20:,} are free; TMPDIR names another disk"
-        raise OSError(errno.ENOSPC, what, str(scratch()))
-    with tempfile.TemporaryDirectory(dir=scratch()) as name:
-        for _ in at_once(lambda file: file.download(Path(name) / file.name), files, STREAMS):
-            pass
-        yield Path(name)
 
 
 def remove_tree(folder: Location) -> None:

@@ -29,7 +29,8 @@ from data_prep.dedup import near_pairs
 from data_prep.parallel import quiet_libraries, run_ordered
 from data_prep.progress import progress
 from data_prep.record_checks import Checked, Span, check_span, parse, read_payload, shard_facts, thumb_of
-from data_prep.storage import local_folder_copy, location
+from data_prep.scratch import local_folder_copy
+from data_prep.storage import location
 
 RECORDS_PER_SPAN = 256
 

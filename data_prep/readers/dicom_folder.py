@@ -21,10 +21,11 @@ from data_prep.dicom_file import SIGNATURE_BYTES, is_dicom, pydicom
 from data_prep.dicom_header import DicomHeader, read_header
 from data_prep.identity import hash_id, hidden_parts, holds
 from data_prep.images import ImageSettings, store_mask
+from data_prep.parallel import at_once
 from data_prep.readers import Source, listing
 from data_prep.readers.listing import Labels, ListedSample
 from data_prep.readers.table import Row
-from data_prep.storage import Location, StoreError, at_once, streams
+from data_prep.storage import Location, StoreError, streams
 
 MODALITIES = ("CR", "DX", "RG", "UNSET")
 BODY_PARTS = ("CHEST", "THORAX", "LUNG", "UNSET")

@@ -16,10 +16,11 @@ from pathlib import Path, PurePosixPath
 
 from cxr_jax.data.records import UNKNOWN_AGE, UNKNOWN_LABEL, Box, DataError, Record
 from data_prep.images import StoredImage
+from data_prep.parallel import at_once
 from data_prep.readers import Sample
 from data_prep.readers.table import COLUMNS, Row, Table, read_boxes, read_table
 from data_prep.splits import parse_split
-from data_prep.storage import Location, StoreError, StorePath, at_once, location, streams
+from data_prep.storage import Location, StoreError, StorePath, location, streams
 
 DEFAULT_LABELS = "labels.csv"
 TABLES = (".csv", ".tsv", ".xlsx")

@@ -25,7 +25,8 @@ from PIL import Image
 from cxr_jax.data.records import NEGATIVE, POSITIVE, SPLITS, DataError, Record
 from data_prep.images import ImageSettings, store_image
 from data_prep.readers import FlagError, Sample, Source
-from data_prep.storage import Location, local_copy, location
+from data_prep.scratch import local_copy
+from data_prep.storage import Location, location
 
 QUALITY = 100
 # By file stem without the size (pneumoniamnist_224 is pneumoniamnist). ChestMNIST is made of NIH ChestX-ray14; its

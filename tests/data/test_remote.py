@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from fsspec.registry import _registry as imported_drivers
 
 from cxr_jax.data import remote
 from cxr_jax.data.records import DataError, read_manifest
@@ -127,6 +128,7 @@ def test_a_remote_path_needs_a_cache_folder(uploaded):
 )
 def test_what_is_not_there_is_one_line(store, tmp_path, path, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(imported_drivers, "gs", raising=False)  # where another test has imported it
     with pytest.raises(DataError, match=message) as told:
         open_split(path, "train", cache_dir=str(tmp_path))
     assert "\n" not in str(told.value)

@@ -12,6 +12,7 @@ from tiny_folder import folder_bytes, one_error_line, write_folder
 
 from cxr_jax.data.source import open_split
 from data_prep import build, lock, storage, validate
+from data_prep.scratch import scratch
 from tests.object_stores import BUCKET, SERVERS
 
 FLAGS = ("--reader=folder", "--workers=0")
@@ -50,7 +51,7 @@ def test_bucket_to_bucket_is_local_to_local(store, local, tmp_path, capsys):
     assert f"{output}: sound" in capsys.readouterr().out
     ours = open_split(str(output), "train", cache_dir=str(tmp_path))
     assert ours.brief(3) == open_split(str(local / "out"), "train").brief(3)
-    assert not any(storage.scratch().iterdir())
+    assert not any(scratch().iterdir())
 
 
 KILLS = {
