@@ -7,7 +7,7 @@ DEMO ?= demo
 CONSTRAINTS = $(wildcard constraints-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
 
-.PHONY: demo test lint golden clean
+.PHONY: demo test check lint golden clean
 
 $(VENV)/core: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,7 +41,15 @@ demo: $(VENV)/core
 test: $(VENV)/test $(VENV)/beam/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	CXR_BEAM_PYTHON=$(VENV)/beam/bin/python $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What to run before a change is handed on: style, types, doors, golden configs, and the READMEs' commands.
+check: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_doors.py tests/golden tests/test_readme_commands.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check --fix .

@@ -15,7 +15,7 @@ from cxr_jax.resume import ON_NONFINITE
 from cxr_jax.sharding import data_shards
 from cxr_jax.trackers import check_trackers
 
-COUNTS = ("batch_size", "total_steps", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
+COUNTS: tuple[str, ...] = ("batch_size", "total_steps", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
 COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch", "checkpoint.keep_best", "numerics.max_rollbacks")
 NOT_NEGATIVE = ("data.workers", "data.prefetch_to_device", "data.cache_decoded_mb")
 PROTOCOLS = ("head", "linear_probe", "knn")  # of an evaluation

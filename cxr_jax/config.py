@@ -19,23 +19,20 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from cxr_jax.config_reading import ConfigError, as_text, diff, flatten, read_flags
 from cxr_jax.data.records import MANIFEST_NAME, DataError, WorkerError
 
 EXIT_ERROR, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED = 1, 2, 3, 4
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-
-
-class ConfigError(Exception):
-    """A configuration that cannot run. The message is one line; entry points exit with 2."""
 
 
 # What the transports of collectives and JAX's coordination service say when a peer has died.
@@ -86,7 +83,7 @@ def start_distributed() -> None:
             jax.distributed.initialize()
         except ValueError as error:
             raise ConfigError(f"--coordinator_address=auto: no cluster was found here ({error})") from None
-    elif all(given):
+    elif address is not None and count is not None and index is not None:
         require(index < count, f"--process_id={index} must be below --num_processes={count}")
         jax.distributed.initialize(address, count, index)
     else:
@@ -109,12 +106,12 @@ def start_distributed() -> None:
     )
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: object, code: int) -> NoReturn:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     _leave(code)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     if jax.distributed.is_initialized():
         # A normal exit waits for the other processes, which wait for this one in their next collective.
         sys.stdout.flush()
@@ -126,101 +123,9 @@ def _leave(code: int) -> None:
 def _parse(argv: list[str]) -> list[str]:
     """Parse flags; anything wrong with them or with the config file is one line and exit code 2."""
     try:
-        return _read_flags(flags.FLAGS, argv)
+        return read_flags(flags.FLAGS, argv)
     except ConfigError as error:
         _fail(error, EXIT_CONFIG)
-
-
-def _read_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
-    try:
-        rest = values(argv)
-        # A config file that cannot be opened shows itself only when it is looked at.
-        _ = "config" in values and values.config.is_locked
-    except flags.Error as error:
-        raise ConfigError(_explain_flag(values, str(error))) from None
-    except Exception as error:  # whatever the user's config file raises
-        raise ConfigError(_explain_key(values, argv) or _explain_file(argv, error)) from None
-    if len(rest) > 1:
-        raise ConfigError(f"unexpected argument {rest[1]!r}; options are written --name=value")
-    overridden = config_flags.get_override_values(values["config"]) if "config" in values else {}
-    for name, value in overridden.items():
-        if isinstance(value, ConfigDict):  # it would take the place of all keys of the section
-            keys = " and ".join(f"--config.{name}.{key}=..." for key in value)
-            raise ConfigError(f"config.{name} is a section; write its keys, {keys}")
-    return rest
-
-
-def read_config(arguments: Sequence[str]) -> ConfigDict:
-    """The locked config of `--config=FILE --config.key=value ...`, as an entry would read it from its command line.
-
-    Raises ConfigError.
-    """
-    argv, values = ["", *arguments], flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True, sys_argv=argv)
-    _read_flags(values, argv)
-    return values.config
-
-
-def _explain_flag(values: flags.FlagValues, message: str) -> str:
-    """absl's message, with what to do."""
-    message = message.replace("FATAL Flags parsing error: ", "").strip()
-    missing = re.findall(r"Flag --(\w+) must have a value other than None", message)
-    if missing:
-        return f"--{' and --'.join(missing)} missing; write " + " ".join(f"--{name}=..." for name in missing)
-    if "in argv before a value for --config" in message:
-        return f"{message}; put --config=FILE before --config.key=value"
-    raised = re.match(r"flag --config=(.*?): Error whilst parsing", message)
-    if raised:
-        name = re.escape(Path(raised[1].partition(":")[0]).name)
-        at = re.findall(rf'{name}", line (\d+)', message)
-        return f"--config={raised[1]}: {message.splitlines()[-1]}" + (f" (line {at[-1]})" if at else "")
-    wrong = re.match(r"flag --config\.([\w.]+)=(.*?): (.*)", message, re.DOTALL)
-    found = flatten(values["config"].value).get(wrong[1]) if wrong else None
-    if found is not None:
-        return f"config.{wrong[1]}={wrong[2]!r} is no {type(found).__name__}; legal are values such as {found!r}"
-    return message.removeprefix("flag ")
-
-
-def _explain_key(values: flags.FlagValues, argv: list[str]) -> str | None:
-    """Which `--config.key` of the command line the config does not have, and the nearest that it has."""
-    try:
-        # absl drops the config when an override of it fails.
-        config = values["config"].parser.parse(_config_file(argv))
-    except Exception:
-        return None
-    if not isinstance(config, ConfigDict):
-        return None
-    for name in (match[1] for arg in argv if (match := re.match(r"--?config\.([^=]+)", arg))):
-        section, walked = config, "config"
-        for part in name.split("."):
-            if isinstance(section, ConfigDict) and part in section:
-                section, walked = section[part], f"{walked}.{part}"
-                continue
-            near = difflib.get_close_matches(name, flatten(config), n=1)
-            hint = f"; did you mean config.{near[0]}?" if near else ""
-            legal = ", ".join(section) if isinstance(section, ConfigDict) else f"nothing below the value {section!r}"
-            return f"config.{name} is not a key of {walked}; legal are {legal}{hint}"
-    return None
-
-
-def _config_file(argv: list[str]) -> str:
-    arguments = iter(argv)
-    for name, _, value in (arg.partition("=") for arg in arguments):
-        if name.lstrip("-") == "config" and name.startswith("-"):
-            return value or next(arguments, "")
-    return ""
-
-
-def _explain_file(argv: list[str], error: Exception) -> str:
-    """What is wrong with the config file itself."""
-    file = _config_file(argv)
-    if isinstance(error, OSError):
-        why = "no such file" if not Path(file.partition(":")[0]).is_file() else str(error)
-        return f"--config={file}: {why}; legal are Python files with get_config(), for example configs/smoke.py"
-    frames = traceback.extract_tb(error.__traceback__)
-    name = Path(file.partition(":")[0]).name
-    at = next((frame.lineno for frame in reversed(frames) if Path(frame.filename).name == name), None)
-    return f"--config={file}: {type(error).__name__}: {error}" + (f" (line {at})" if at else "")
 
 
 def _explain_peer(error: Exception) -> str:
@@ -337,28 +242,6 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError with `message` unless `condition`."""
     if not condition:
         raise ConfigError(message)
-
-
-def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
-    """`{"a.b": value}` of a nested config."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, (ConfigDict, dict)):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def as_text(config: ConfigDict) -> str:
-    """The config, one `a.b = value` a line, sorted: as `--print_config` shows it and tests/golden keeps it."""
-    return "".join(f"{key} = {value!r}\n" for key, value in sorted(flatten(config).items()))
-
-
-def diff(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list]:
-    """`{"a.b": [old, new]}` for every key whose value differs; absent values are None."""
-    keys = sorted(old.keys() | new.keys())
-    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
 
 
 def overrides() -> dict[str, Any]:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +62,7 @@ class Metrics:
         if not self._file:
             return
         bad = sorted(name for name, value in values.items() if not math.isfinite(value))
-        row = {"step": step} | {name: None if name in bad else value for name, value in values.items()}
+        row: dict[str, Any] = {"step": step} | {name: None if name in bad else value for name, value in values.items()}
         row |= ({"nonfinite": bad} if bad else {}) | ({"collapse": [*collapse]} if collapse else {})
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()

@@ -15,7 +15,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -111,7 +111,7 @@ class MLflow:
         self._client.set_terminated(self._run_id)
 
 
-TRACKERS = {"wandb": WandB, "mlflow": MLflow}
+TRACKERS: dict[str, Callable[..., Writer]] = {"wandb": WandB, "mlflow": MLflow}
 
 
 class Guarded:
@@ -167,7 +167,7 @@ def open_trackers(names: Sequence[str], workdir: Path, project: str, config: Map
     return writers
 
 
-def _remembered(workdir: Path, name: str, make) -> str:
+def _remembered(workdir: Path, name: str, make: Callable[[], str]) -> str:
     """The id that trackers.json has for `name`, or else a new one, which is put there."""
     path = workdir / IDS
     ids = json.loads(path.read_text()) if path.exists() else {}

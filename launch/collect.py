@@ -40,15 +40,12 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, Parser]:
 def pick(runs: Sequence[Found], names: str) -> tuple[Found, Found]:
     """The two runs that --diff names, by whole name or folder, or by an unambiguous part. Raises ValueError."""
     # A run's name may hold commas itself, so every comma is tried.
-    found = None
     for at in (i for i, character in enumerate(names) if character == ","):
-        pair = [_named(runs, text) for text in (names[:at], names[at + 1 :])]
-        if all(pair):
-            found = pair
-    if found is None:
-        legal = "; ".join(run.name for run in runs)
-        raise ValueError(f"--diff={names}: names no two of the runs; legal are two of: {legal}")
-    return found[0], found[1]
+        first, second = _named(runs, names[:at]), _named(runs, names[at + 1 :])
+        if first and second:
+            return first, second
+    legal = "; ".join(run.name for run in runs)
+    raise ValueError(f"--diff={names}: names no two of the runs; legal are two of: {legal}")
 
 
 def _named(runs: Sequence[Found], text: str) -> Found | None:

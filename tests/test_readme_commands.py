@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_jax.config import read_config
+from cxr_jax.config_reading import read_config
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("cxr_jax", "configs", "data_prep", "launch")

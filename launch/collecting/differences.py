@@ -5,7 +5,7 @@ In: two `runs.Found`. Out: sections of (key, first, second).
 
 from typing import Any
 
-from cxr_jax.config import diff, flatten
+from cxr_jax.config_reading import diff, flatten
 from launch.collecting.runs import Found
 
 FACTS = ("fingerprint", "command", "resumed_from_step", "started")

@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from launch.collecting.runs import Found
 from launch.collecting.table import summarise, value_of, varied
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,7 +37,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "collect",
 }
-DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)))
+DASHES: Any = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)))
 MARKERS = ("o", "s", "D", "^", "v")
 # Okabe and Ito's colours, told apart by most eyes; for runs that no number orders.
 DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b5b5b")
@@ -88,7 +88,11 @@ class Looks:
             for i, value in enumerate(self.values[0][:MAX_KEYS])
         ]
         for i, value in enumerate(self.values[1][:MAX_KEYS] if len(self.keys) > 1 else ()):
-            style = {"linestyle": DASHES[i % len(DASHES)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+            style: dict[str, Any] = {
+                "linestyle": DASHES[i % len(DASHES)],
+                "marker": MARKERS[i % len(MARKERS)],
+                "markersize": 4,
+            }
             lines.append(Line2D([], [], color=NEUTRAL, label=_label(self.keys[1], value), **style))
         return lines
 
@@ -149,7 +153,7 @@ def _ends(axes: Axes, runs: Sequence[Found], name: str, looks: Looks, panel: int
         style = looks.style(run)
         x = first + (second - (groups - 1) / 2) * 0.3 / max(groups, 1) if looks.keys else float(number)
         bars = None
-        if summary.low is not None and summary.own_interval:
+        if summary.low is not None and summary.high is not None and summary.own_interval:
             bars = [[max(summary.last - summary.low, 0)], [max(summary.high - summary.last, 0)]]
         marker = MARKERS[(second if looks.keys else 0) % len(MARKERS)]
         style = {"color": style["color"], "marker": marker, "markersize": 5, "elinewidth": 1.6, "linestyle": "none"}

@@ -23,6 +23,7 @@ h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 34px 0 8p
 .card svg g[id*="run-"]:hover path { stroke-width: 4; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
 caption { text-align: left; padding-bottom: 6px; }
+td:first-child code { white-space: nowrap; }
 th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { white-space: nowrap; }
 .interval { color: var(--muted); } .best { color: var(--good); font-weight: 650; } .bad { color: var(--bad); }

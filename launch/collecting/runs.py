@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_jax.config import flatten
+from cxr_jax.config_reading import flatten
 from cxr_jax.evals.training_curves import read_metrics
 from launch.sweeping.execute import FAILED, WAITING, Record, is_locked
 from launch.sweeping.runs import MANIFEST, SweepError, read_manifest
@@ -66,7 +66,8 @@ class Found:
 def find(roots: Sequence[Path]) -> tuple[list[Found], list[str]]:
     """The runs below `roots`, in the order of the sweep or else of their names; and what was left out."""
     runs: dict[Path, Found] = {}
-    reports, notes = [], []
+    reports: list[Path] = []
+    notes: list[str] = []
     for root in roots:
         planned = _planned(root, notes)
         base = root if len(roots) == 1 else root.parent

@@ -65,12 +65,11 @@ def summarise(run: Found, name: str) -> Summary | None:
     if curve is None or not len(curve.values):
         return None
     best = int(np.argmax(curve.values) if higher_is_better(name) else np.argmin(curve.values))
-    given = curve.low is not None and curve.high is not None and np.isfinite([curve.low[-1], curve.high[-1]]).all()
-    if given:
-        low, high = float(curve.low[-1]), float(curve.high[-1])
-    else:
-        tail = curve.values[-max(2, round(TAIL * len(curve.values))) :]
-        low, high = float(tail.min()), float(tail.max())
+    given = False
+    tail = curve.values[-max(2, round(TAIL * len(curve.values))) :]
+    low, high = float(tail.min()), float(tail.max())
+    if curve.low is not None and curve.high is not None and np.isfinite([curve.low[-1], curve.high[-1]]).all():
+        given, low, high = True, float(curve.low[-1]), float(curve.high[-1])
     return Summary(float(curve.values[-1]), float(curve.values[best]), int(curve.steps[best]), low, high, given)
 
 

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from cxr_jax import config as door
 from cxr_jax.checks import check_counts, check_evaluation, check_numbers
 from cxr_jax.config import EXIT_CONFIG, EXIT_DATA, ConfigError
+from cxr_jax.config_reading import read_config
 from cxr_jax.data.records import DataError
 from cxr_jax.experiments import prepare
 
@@ -58,7 +59,7 @@ def _fits(legal: Any, value: Any) -> bool:
 def check_command(command: Mapping[str, Any], *, first: bool, data: bool) -> ConfigDict:
     """The config of a command. Raises ConfigError or DataError."""
     arguments = [word for word in command["arguments"] if not word.startswith("--workdir=")]
-    config = door.read_config(arguments)
+    config = read_config(arguments)
     if command["entry"] == "train":
         if first:
             prepare.check(config, data=data)
@@ -72,11 +73,12 @@ def check_command(command: Mapping[str, Any], *, first: bool, data: bool) -> Con
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """What is wrong with the commands of `request`."""
-    errors, texts = [], {}
+    errors: list[list[Any]] = []
+    texts: dict[str, list[str]] = {}
     for run in request["runs"]:
         for number, command in enumerate(run["commands"]):
             try:
-                check_types(door.read_config(command["arguments"][:1]), command["overrides"])
+                check_types(read_config(command["arguments"][:1]), command["overrides"])
                 config = check_command(command, first=number == 0, data=request["data"])
                 if number == 0:
                     texts.setdefault(door.as_text(config), []).append(run["name"])

@@ -112,7 +112,9 @@ class Executor:
 
     def run(self, runs: Sequence[Run]) -> dict[str, str]:
         """Run what is not done. Returns `{name: DONE | FAILED | STOPPED | WAITING}`."""
-        outcomes, queue, jobs = {}, [], []
+        outcomes: dict[str, str] = {}
+        queue: list[tuple[Run, Record, list[Command]]] = []
+        jobs: list[Job] = []
         for run in runs:
             record = Record(self.folder, run)
             left = [command for command in run.commands if record.state(command) != DONE]
@@ -149,7 +151,7 @@ class Executor:
                 return RUNNING
             self._begin(job, command)
             return RUNNING
-        self._pass_on(job)
+        self._pass_on(job, job.process)
         if job.process.poll() is None:
             return RUNNING
         code, secs = job.process.returncode, time.monotonic() - job.since
@@ -181,16 +183,16 @@ class Executor:
         with log.open("a") as file:
             job.process = start(words, file, self.environment(job.slot))
 
-    def _pass_on(self, job: Job) -> None:
+    def _pass_on(self, job: Job, process: subprocess.Popen) -> None:
         """The first signal tells a process to save and end; a second one, or no end in time, kills it."""
         if not self.received:
             return
         self._deadline = self._deadline or time.monotonic() + GRACE_SECS
         if not job.told:
-            job.process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
             job.told = True
         if len(self.received) > 1 or time.monotonic() > self._deadline:
-            job.process.kill()
+            process.kill()
 
 
 def start(words: Sequence[str], log: IO[str], environment: dict[str, str]) -> subprocess.Popen:

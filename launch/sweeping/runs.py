@@ -5,9 +5,9 @@ sweep.json, which holds all that is needed to run them elsewhere.
 """
 
 import hashlib
-import importlib.util
 import json
 import re
+import runpy
 import shlex
 import sys
 import traceback
@@ -72,15 +72,20 @@ def load_sweep(spec: str) -> Sweep:
         raise SweepError(f"--sweep={spec}: no such file; legal are files like configs/sweeps/small_mae_grid.py")
     # A typing mistake in the file is an error in it, whatever its kind.
     try:
-        module_spec = importlib.util.spec_from_file_location("sweep_file", path)
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-        sweep = module.get_sweep(argument) if argument else module.get_sweep()
+        get_sweep = runpy.run_path(str(path))["get_sweep"]
+        sweep = get_sweep(argument) if argument else get_sweep()
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         at = next((frame.lineno for frame in reversed(frames) if Path(frame.filename).name == path.name), None)
         at = error.lineno if isinstance(error, SyntaxError) else at
-        why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        known = isinstance(error, KeyError) and error.args == ("get_sweep",)
+        why = (
+            "it has no get_sweep()"
+            if known
+            else f"{type(error).__name__}: {error}"
+            if not isinstance(error, ValueError)
+            else str(error)
+        )
         raise SweepError(f"--sweep={spec}: {why}" + (f" (line {at})" if at else "")) from None
     if not isinstance(sweep, Sweep):
         raise SweepError(f"--sweep={spec}: get_sweep() returned {type(sweep).__name__}, not a configs.sweeps.Sweep")

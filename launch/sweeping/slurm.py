@@ -42,9 +42,12 @@ def script(name: str, output: str, *, count: int, parallel: int, options: Sequen
 
 def launcher() -> tuple[list[str], list[str]]:
     """What stands before and behind a training's command: `srun` and the flag that joins its processes, if several."""
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        return ["srun", "--kill-on-bad-exit=1"], ["--coordinator_address=auto"]
-    return [], []
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if int(tasks) == 1:
+        return [], []
+    # One process a device, as launch/slurm/train.sbatch has it; CXR_DEVICES says otherwise.
+    devices = os.environ.get("CXR_DEVICES", tasks)
+    return ["srun", "--kill-on-bad-exit=1", "--wait=120"], ["--coordinator_address=auto", f"--num_devices={devices}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

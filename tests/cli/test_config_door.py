@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_jax.config import ConfigError, read_config
+from cxr_jax.config_reading import ConfigError, read_config
 
 ROOT = Path(__file__).parents[2]
 SMOKE = f"--config={ROOT}/configs/smoke.py"
@@ -29,6 +29,7 @@ def get_config(depth):
         ("--config.data.targets=('sex:F',)", "data.targets", ("sex:F",)),
         ("--config.model.scan=False", "model.scan", False),
         ("--noconfig.model.scan", "model.scan", False),
+        ("--config.log.trackers=mlflow", "log.trackers", ("mlflow",)),
         ("--config.data.path=a=b,c", "data.path", "a=b,c"),
     ],
 )
@@ -45,6 +46,8 @@ def test_overrides_take_the_type_of_the_key(words, path, value):
         ("--config.batch_size=8.5", "config.batch_size='8.5' is no int; legal are values such as 16"),
         ("--config.optim.base_learning_rate=fast", "config.optim.base_learning_rate='fast' is no float"),
         ("--config.model.scan=maybe", "config.model.scan='maybe' is no bool"),
+        ("--config.data.targets=Pleural Thickening", "is no tuple; legal are values such as"),
+        ("--config.optim.weight_decay=a,b", "its items are numbers; legal are values such as (0.04, 0.2)"),
         ("--config.model.dpeth=2", "did you mean config.model.depth"),
         ("--config.seed.x=2", "nothing below the value 0"),
         ("seed=2", "unexpected argument 'seed=2'"),
@@ -54,6 +57,11 @@ def test_a_wrong_override_is_one_line(words, told):
     with pytest.raises(ConfigError) as error:
         read_config([SMOKE, words])
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_key_that_is_none_says_why_it_cannot_be_set():
+    with pytest.raises(ConfigError, match=r"config\.model\.layer_scale is None in the config file"):
+        read_config([f"--config={ROOT}/configs/pretrain/small_mae.py", "--config.model.layer_scale=0.1"])
 
 
 def test_an_argument_reaches_the_file_and_its_mistakes_are_named(tmp_path, monkeypatch):

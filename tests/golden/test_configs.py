@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_jax.config import as_text, flatten
+from cxr_jax.config_reading import as_text, flatten
 from cxr_jax.experiments import build
 
 ROOT = Path(__file__).parents[2]
