@@ -39,7 +39,7 @@ def commands():
     for marked in (True, False):
         for path, _, text in blocks(marked):
             for line in text.replace("\\\n", " ").splitlines():
-                line = re.sub(r"\s(#\s|\().*", "", line).strip().replace("[", "").replace("]", "")
+                line = re.sub(r"\s(#\s|\(|[|>&]\s).*", "", line).strip().replace("[", "").replace("]", "")
                 if re.match(rf"python -m ({'|'.join(ROOMS)})\.", line):
                     yield str(path), line
 
