@@ -1,80 +1,113 @@
-"""Entry: a run's checkpoint as a folder that PyTorch users open, with a report of how equal the two are.
+"""Entry: a run's checkpoint as a folder that PyTorch users open, or PyTorch's weights as a run, with a parity report.
 
-    python -m cxr_jax.convert --input=RUN_DIR --output=DIR --format=hf [--network=teacher|student] [--step=N]
-        [--image_size=PX] [--num_channels=3|1] [--image=FILE] [--overwrite]
+    python -m cxr_jax.convert --input=RUN_DIR --output=DIR --format=hf|dinov2|chexfound|timm|mae
+        [--network=teacher|student|both] [--step=N] [--parts=networks|backbone] [--learning_rate=X]
+        [--image_size=PX] [--num_channels=3|1] [--normalisation=ours|imagenet] [--block_chunks=N]
+    python -m cxr_jax.convert --input=FILE_OR_FOLDER --output=RUN_DIR --format=cxr_jax
+        [--layout=dinov2|chexfound|timm|mae] [--num_heads=N] [--decoder_heads=N] [--pos_resize=RULE]
+        [--image_mean=R,G,B --image_std=R,G,B] [--classifiers=FILE]
+    both: [--allow=NAME,...] [--image=FILE] [--overwrite]
 
-In: a run directory. Out: `config.json`, `preprocessor_config.json`, `model.safetensors`, `README.md` (model card) and
-`conversion.json` (what was mapped, what was left out, and the largest and mean difference of features between our
-model and transformers'). The folder is built beside its place and renamed, so it is whole or not there. Features that
-differ by more than 1e-4 are an error (exit code 1) and leave nothing.
+In: a run directory, or weights of transformers, DINOv2, CheXFound, timm or MAE (.safetensors, .pth, a folder). Out:
+weights, configuration, model card, `cxr_torch.py`, and `conversion.json`: what was mapped, what was not, and the
+largest and mean difference of features between the two sides. Everything is built beside its place and renamed, so it
+is whole or not there. Features that differ by more than 1e-4 are an error (exit code 1) and leave nothing.
 """
 
-import inspect
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from PIL import Image, UnidentifiedImageError
 
-from cxr_jax import checkpoint
+from cxr_jax import imported
 from cxr_jax.config import ConfigError, run_entry
 from cxr_jax.data.geometry import fit_images
 from cxr_jax.data.records import DataError
 from cxr_jax.export import parity
-from cxr_jax.export.huggingface import Geometry, architecture, position_difference, write_folder
+from cxr_jax.export.channels import IMAGENET
+from cxr_jax.export.contents import Contents
+from cxr_jax.export.folder import BOTH, add_classifiers, is_foreign, read_weights, write_folder
+from cxr_jax.export.foreign import Hints
+from cxr_jax.export.huggingface import write_json
+from cxr_jax.export.layouts import FORMATS, Target, architecture
+from cxr_jax.export.mapping import flatten
 from cxr_jax.export.model_card import model_card
-from cxr_jax.export.names import flatten
+from cxr_jax.export.report import CLASSES, describe, positions_report, worst
 from cxr_jax.export.rules import LayoutError
-from cxr_jax.models.vit import ViT
+from cxr_jax.export.run import read_run
 
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+REPORT = "conversion.json"
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("input", None, "Run directory.", required=True)
+flags.DEFINE_string("input", None, "Run directory; or a file or folder of PyTorch weights.", required=True)
 flags.DEFINE_string("output", None, "Folder to make.", required=True)
-flags.DEFINE_enum("format", "hf", ["hf"], "Layout to write: hf = Hugging Face transformers.")
-flags.DEFINE_enum("network", None, ["teacher", "student"], "Default: the teacher if the run has one, else the student.")
+flags.DEFINE_enum("format", "hf", [*FORMATS, "cxr_jax"], "What to write: hf = Hugging Face transformers.")
+flags.DEFINE_enum("network", None, ["teacher", "student", "both"], "Default: the teacher if there is one.")
 flags.DEFINE_integer("step", None, "Step of the checkpoint; default: the latest.")
+flags.DEFINE_enum("parts", "networks", ["networks", "backbone"], "Backbone and heads, or the backbone alone.")
+flags.DEFINE_float("learning_rate", None, "Which of a fine-tuned run's heads; the evaluation's report names the best.")
 flags.DEFINE_integer("image_size", None, "Side in px to bake position embeddings for; default: as trained.")
 flags.DEFINE_enum("num_channels", "3", ["1", "3"], "Channels of the exported patch embedding.")
+flags.DEFINE_enum("normalisation", "ours", ["ours", "imagenet"], "What exported weights expect of their pixels.")
+flags.DEFINE_integer("block_chunks", 0, "DINOv2, CheXFound: chunks that blocks are named in; 0 for none.")
+flags.DEFINE_enum("layout", None, [f for f in FORMATS if f != "hf"], "Names of the input file; default: by its names.")
+flags.DEFINE_integer("num_heads", None, "Attention heads of the input file; default: width / 64.")
+flags.DEFINE_integer("decoder_heads", None, "Attention heads of the input file's MAE decoder; default: 16.")
+flags.DEFINE_enum("pos_resize", None, ["offset", "size", "antialias"], "How the input's positions are resized.")
+flags.DEFINE_list("image_mean", None, "Mean per channel that the input file expects; default: ImageNet's for 3.")
+flags.DEFINE_list("image_std", None, "Standard deviation per channel, likewise.")
+flags.DEFINE_string("classifiers", None, "CheXFound's file of GLoRI or linear classifiers for the input's backbone.")
+flags.DEFINE_list("allow", [], "Tensors that may stay unmapped, by name.")
 flags.DEFINE_string("image", None, "Picture to compare features on, beside the fixed random input.")
 flags.DEFINE_bool("overwrite", False, "Replace --output if it is an earlier conversion.")
 
 
 class ParityError(Exception):
-    """Our features and transformers' differ by more than the tolerance."""
+    """Our features and PyTorch's differ by more than the tolerance."""
 
 
-def read_backbone(run_dir: Path, network: str | None, step: int | None) -> tuple[dict, dict, str]:
-    """`(backbone, {other part: number of its tensors}, network)` of a checkpoint.
+@dataclass
+class Loaded:
+    """What was read, from a run or from PyTorch's weights: `target` is the layout that the latter lay in."""
 
-    `network` None takes the teacher where there is one. Raises ConfigError when the run has no such network.
-    """
-    items = {"teacher": "targets", "student": "params"}
-    found = {}
-    for name in [network] if network else list(items):
-        # Objectives without targets (MAE) leave no such item.
-        saved = (checkpoint.find_step(run_dir, step) / items[name]).is_dir()
-        tree = checkpoint.read_item(run_dir, items[name], step) if saved else {}
-        if "backbone" in tree:
-            others = {part: len(flatten({part: leaves})) for part, leaves in tree.items() if part != "backbone"}
-            return tree["backbone"], others, name
-        found[name] = ", ".join(sorted(tree)) or "nothing"
-    described = "; ".join(f"{name} holds {parts}" for name, parts in found.items())
-    raise ConfigError(f"--network={network or 'teacher'}: {run_dir} has no backbone there ({described})")
+    contents: Contents
+    left_out: list[str]
+    assumed: tuple[str, ...] = ()
+    target: Target | None = None
+    tensors: int = 0
+    source_tensors: dict[str, Any] = field(default_factory=dict)
 
 
-def model_arguments(meta: dict) -> dict:
-    """The arguments of `ViT` that the checkpoint was trained with, defaults filled in."""
-    parameters = inspect.signature(ViT.__init__).parameters
-    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    return {**defaults, **{name: value for name, value in meta["model"].items() if name in parameters}}
+def load(source: Path, *, network: str | None, step: int | None, learning_rate: float | None, hints: Hints, allow):
+    """A run's checkpoint or PyTorch's weights. Raises ConfigError and DataError naming what is wrong."""
+    if not is_foreign(source):
+        contents, left_out = read_run(source, network, step, learning_rate)
+        return Loaded(contents, left_out)
+    if step is not None:
+        raise ConfigError(f"--step={step}: {source} holds weights and no steps; drop the flag")
+    try:
+        read = read_weights(source, hints, allow)
+    except LayoutError as error:
+        raise DataError(f"--input={error}") from None
+    contents = read.contents
+    if network in ("teacher", "student"):
+        if network not in contents.networks:
+            raise ConfigError(f"--network={network}: {source} holds {', '.join(contents.networks)}")
+        contents = contents.of(network)
+    name = source.resolve().name
+    network = " and ".join(contents.networks) if len(contents.networks) > 1 else "its only network"
+    facts = {"run": name, "step": None, "network": network, "objective": "imported", "fingerprint": None}
+    contents = replace(contents, facts=facts | contents.facts)
+    return Loaded(contents, list(read.left_out), read.assumed, read.target, read.tensors, read.source_tensors)
 
 
 def read_picture(file: Path) -> np.ndarray:
@@ -88,93 +121,184 @@ def read_picture(file: Path) -> np.ndarray:
         raise DataError(f"--image={file}: not a readable picture ({error})") from error
 
 
-def measure(folder: Path, model: dict, backbone: dict, geometry: Geometry, image: Path | None) -> dict:
-    """The parity part of the report. Raises ParityError above the tolerance, on random input or on the picture."""
-    reason = parity.unavailable()
-    if reason:
-        return {"checked": False, "reason": reason}
-    size = geometry.image_size
-    report = {"checked": True, "tolerance": parity.TOLERANCE}
-    report["random"] = parity.compare(folder, model, backbone, parity.random_images(model, size))
-    if image is not None:
-        picture = read_picture(image)
-        fitted = fit_images(jnp.asarray(picture[None]), jnp.array([picture.shape]), size, geometry.fit)
-        pixels = (np.asarray(fitted) - np.float32(geometry.mean)) / np.float32(geometry.std)
-        report["image"] = parity.compare(folder, model, backbone, pixels)
-        theirs = parity.transformers_pixels(folder, picture)
-        report["image_through_preprocessor"] = parity.compare(folder, model, backbone, pixels, theirs)
-    for name in ("random", "image"):
-        if name in report and not parity.largest(report[name]) <= parity.TOLERANCE:
-            raise ParityError(
-                f"features on the {name} input differ by {parity.largest(report[name]):.1e} from transformers'; "
-                f"at most {parity.TOLERANCE:.0e} is accepted ({_describe(report[name])}); nothing was written"
-            )
-    return report
+class Parity:
+    """Both sides of one conversion on the same inputs: first ours, whose arrays may then go, then PyTorch's."""
+
+    def __init__(self, contents: Contents, target: Target, picture: np.ndarray | None):
+        self.reason = parity.unavailable(target.format)
+        self.target, self.picture = target, picture
+        self.geometry = replace(contents.geometry, image_size=target.image_size)
+        self.inputs, self.ours = {}, {}
+        if self.reason:
+            return
+        self.inputs = {"random": parity.random_images(target.image_size)}
+        if picture is not None:
+            sizes = jnp.array([picture.shape])
+            fitted = fit_images(jnp.asarray(picture[None]), sizes, target.image_size, self.geometry.fit)
+            self.inputs["image"] = (np.asarray(fitted) - np.float32(self.geometry.mean)) / np.float32(self.geometry.std)
+        self.blocks = contents.options["head"]["blocks"] if "head" in contents.options else 1
+        for network in contents.networks:
+            one = contents.of(network)
+            self.ours[network] = {name: parity.our_outputs(one, images) for name, images in self.inputs.items()}
+
+    def measure(self, source: Path, noted: dict[str, Any], tensors: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The parity part of the report. Raises ParityError above the tolerance, on random input or on the picture."""
+        if self.reason:
+            return {"checked": False, "reason": self.reason}
+        report: dict[str, Any] = {"checked": True, "tolerance": parity.TOLERANCE}
+        for name, images in self.inputs.items():
+            pixels = parity.pixels_for(images, self.geometry, self.target)
+            report[name] = self._compare(source, noted, tensors, name, pixels)
+        if self.picture is not None and self.target.format == "hf":
+            theirs = parity.transformers_pixels(source, self.picture)
+            report["image_through_preprocessor"] = self._compare(source, noted, tensors, "image", theirs)
+        for name in self.inputs:
+            largest, words = worst(report, name)
+            if not largest <= parity.TOLERANCE:
+                raise ParityError(
+                    f"features on the {name} input differ by {largest:.1e} from PyTorch's; at most "
+                    f"{parity.TOLERANCE:.0e} is accepted ({words}); nothing was written"
+                )
+        return report
+
+    def _compare(self, source, noted, tensors, name, pixels) -> dict[str, Any]:
+        found = {}
+        for network, ours in self.ours.items():
+            theirs = parity.their_outputs(source, self.target, noted, tensors, pixels, self.blocks, network)
+            found[network] = parity.differences(ours[name], theirs)
+        return found
 
 
 def convert(
-    run_dir: Path,
+    source: Path,
     output: Path,
     *,
+    format: str = "hf",
     network: str | None = None,
     step: int | None = None,
+    parts: str = "networks",
+    learning_rate: float | None = None,
     image_size: int | None = None,
     num_channels: int = 3,
+    normalisation: str = "ours",
+    block_chunks: int = 0,
+    hints: Hints | None = None,
+    classifiers: Path | None = None,
+    allow: tuple[str, ...] = (),
     image: Path | None = None,
     overwrite: bool = False,
-) -> dict:
-    """Write the Hugging Face folder `output` from `run_dir`; returns the report that is saved as conversion.json.
+) -> dict[str, Any]:
+    """Write `output` from `source`; returns the report that is saved as conversion.json.
 
     Raises ConfigError (sizes, networks, an output that exists), DataError (weights or picture), ParityError.
     """
     _check_output(output, overwrite)
-    meta = checkpoint.read_meta(run_dir, step)
-    model = model_arguments(meta)
-    if model["positions"] != "learned":
+    if format == "cxr_jax" and not is_foreign(source):
         raise ConfigError(
-            f"--input={run_dir}: model.positions={model['positions']!r} cannot be written as --format=hf, a Dinov2 "
-            "layout of learned positions; legal are runs with model.positions='learned'"
+            f"--format=cxr_jax: {source} is no weights to import; legal are .safetensors, .pth, and folders with "
+            "config.json"
         )
-    backbone, others, network = read_backbone(run_dir, network, step)
+    if network == "both" and format not in (*BOTH, "cxr_jax"):
+        raise ConfigError(f"--network=both: legal with --format={', '.join((*BOTH, 'cxr_jax'))}")
+    picture = None if image is None else read_picture(image)
+    given = {"network": network, "step": step, "learning_rate": learning_rate}
+    loaded = load(source, **given, hints=hints or Hints(), allow=allow)
+    contents = loaded.contents
+    if classifiers is not None:
+        contents = _with_classifiers(contents, classifiers)
+    if parts == "backbone":
+        kept = contents.with_parts(("backbone",))
+        contents = replace(kept, options={})
+    loaded.contents = contents
+    if format == "cxr_jax":
+        return _whole_or_nothing(output, lambda folder: _import(folder, source, loaded, picture))
+    model, geometry = contents.model, contents.geometry
     image_size = model["image_size"] if image_size is None else image_size
     if image_size <= 0 or image_size % model["patch_size"]:
         raise ConfigError(f"--image_size={image_size}: must be a positive multiple of the patch, {model['patch_size']}")
-    stored = meta["geometry"]
-    geometry = Geometry(stored["fit"], image_size, stored["mean"], stored["std"])
-    run = run_dir.resolve().name
+    means, stds = (geometry.mean,) * num_channels, (geometry.std,) * num_channels
+    if normalisation == "imagenet":
+        if num_channels != 3:
+            raise ConfigError(f"--normalisation=imagenet: is for 3 channels, found --num_channels={num_channels}")
+        means, stds = IMAGENET
+    target = Target(format, image_size, means, stds, block_chunks)
+    return _whole_or_nothing(output, lambda folder: _export(folder, source, loaded, target, picture, allow))
 
-    def build(folder: Path) -> dict:
-        try:
-            tensors = write_folder(
-                folder, backbone, model, image_size=image_size, num_channels=num_channels, geometry=geometry
-            )
-        except LayoutError as error:
-            raise DataError(f"--input={run_dir}: {error}") from error
-        card = {"run": run, "network": network, "image_size": image_size, "num_channels": num_channels}
-        (folder / "README.md").write_text(model_card(meta, model, geometry, **card))
-        other = 2 * image_size
-        report = {
-            "format": "hf",
-            "architecture": architecture(model),
-            **card,
-            "step": meta["step"],
-            "fingerprint": meta.get("fingerprint"),
-            "tensors": {"ours": len(flatten(backbone)), "theirs": len(tensors)},
-            "parameters": int(sum(tensor.size for tensor in tensors.values())),
-            "unmapped": {"ours": [], "theirs": []},
-            "left_out": others,
-            "positions": {
-                "trained_px": model["image_size"],
-                "pos_resize": model["pos_resize"],
-                "other_px": other,
-                "rms_difference_at_other_px": position_difference(backbone["pos_embed"], model, image_size, other),
-            },
-            "parity": measure(folder, model, backbone, geometry, image),
-        }
-        (folder / "conversion.json").write_text(json.dumps(report, indent=2) + "\n")
-        return report
 
-    return _whole_or_nothing(output, build)
+def _with_classifiers(contents: Contents, file: Path) -> Contents:
+    try:
+        return add_classifiers(contents, file)
+    except LayoutError as error:
+        raise DataError(f"--classifiers={error}") from None
+
+
+def _facts(loaded: Loaded, contents: Contents) -> dict[str, Any]:
+    facts = contents.facts
+    return {name: facts.get(name) for name in ("run", "step", "network", "fingerprint")} | {
+        "assumed": list(loaded.assumed),
+        "left_out": loaded.left_out,
+    }
+
+
+def _export(folder: Path, source: Path, loaded: Loaded, target: Target, picture, allow) -> dict[str, Any]:
+    """Weights of `loaded` in a layout; lets go of our arrays before PyTorch reads what was written."""
+    contents, model = loaded.contents, loaded.contents.model
+    try:
+        written = write_folder(folder, contents, target, allow)
+    except LayoutError as error:
+        kind = ConfigError if str(error).startswith(("model.", "--", "this run has a head")) else DataError
+        raise kind(f"--input={source}: {error}") from None
+    decoder = any("decoder" in tree for tree in contents.networks.values())
+    kind = architecture(model, decoder) if target.format == "hf" else CLASSES[target.format]
+    (folder / "README.md").write_text(model_card(contents, target, kind, written))
+    shutil.copyfile(Path(parity.__file__).parent / "cxr_torch.py", folder / "cxr_torch.py")
+    check = Parity(contents, target, picture)
+    any_network = next(iter(contents.networks))
+    report = {
+        "format": target.format,
+        "architecture": kind,
+        **_facts(loaded, contents),
+        "image_size": target.image_size,
+        "num_channels": target.num_channels,
+        "mean": list(target.mean),
+        "std": list(target.std),
+        "tensors": {"ours": written.ours, "theirs": sum(written.files.values())},
+        "files": written.files,
+        "parameters": written.parameters,
+        "unmapped": {"ours": list(allow), "theirs": []},
+        "beside": list(written.beside),
+        "positions": positions_report(contents.flat(any_network), model, target),
+    }
+    noted = {"options": contents.options, "learning_rates": contents.facts.get("learning_rates")}
+    contents.networks.clear()
+    report["parity"] = check.measure(folder, noted)
+    write_json(folder / REPORT, report)
+    return report
+
+
+def _import(folder: Path, source: Path, loaded: Loaded, picture) -> dict[str, Any]:
+    """PyTorch's weights as a run directory."""
+    contents, target = loaded.contents, loaded.target
+    check = Parity(contents, target, picture)
+    ours = sum(len(flatten(tree)) for tree in contents.networks.values())
+    imported.write_run(folder, contents, source.resolve().name)
+    decoder = any("decoder" in tree for tree in contents.networks.values())
+    kind = architecture(contents.model, decoder) if target.format == "hf" else CLASSES[target.format]
+    noted = {"networks": list(contents.networks), "format": target.format, "model": contents.model}
+    noted |= {"mean": target.mean, "options": {}}
+    contents.networks.clear()
+    report = {
+        "format": "cxr_jax",
+        "architecture": kind,
+        **_facts(loaded, contents),
+        "model": contents.model,
+        "tensors": {"ours": ours, "theirs": loaded.tensors},
+        "unmapped": {"ours": [], "theirs": loaded.left_out},
+        "parity": check.measure(source if source.is_dir() else source.parent, noted, loaded.source_tensors or None),
+    }
+    report["left_out"] = []
+    write_json(folder / REPORT, report)
+    return report
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -182,8 +306,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConfigError(f"--output={output} exists; choose another folder or pass --overwrite")
-    if not (output / "conversion.json").is_file():
-        raise ConfigError(f"--output={output} is not an earlier conversion (no conversion.json), so it is not replaced")
+    if not (output / REPORT).is_file():
+        raise ConfigError(f"--output={output} is not an earlier conversion (no {REPORT}), so it is not replaced")
 
 
 def _whole_or_nothing(output: Path, build: Callable[[Path], dict]) -> dict:
@@ -202,51 +326,36 @@ def _whole_or_nothing(output: Path, build: Callable[[Path], dict]) -> dict:
     return report
 
 
-def _describe(differences: dict) -> str:
-    return ", ".join(f"{name} max {d['max']:.1e} mean {d['mean']:.1e}" for name, d in differences.items())
-
-
-def describe(report: dict, output: Path) -> str:
-    """The report as the lines that `convert` prints."""
-    tensors, positions, checked = report["tensors"], report["positions"], report["parity"]
-    lines = [
-        f"input: {report['run']}, step {report['step']}, {report['network']}",
-        f"mapped: {tensors['ours']} tensors of ours to {tensors['theirs']} of {report['architecture']} "
-        f"({report['parameters']:,} parameters, {report['num_channels']} channels)",
-        "unmapped: none of ours, none of theirs",
-    ]
-    if report["left_out"]:
-        parts = ", ".join(f"{name} ({count} tensors)" for name, count in report["left_out"].items())
-        lines.append(f"left out: {parts}; this layout holds the backbone only")
-    lines.append(
-        f"positions: trained for {positions['trained_px']} px, written for {report['image_size']} px; "
-        f"at {positions['other_px']} px transformers' own resize differs by "
-        f"{100 * positions['rms_difference_at_other_px']:.1f} % rms"
-    )
-    if not checked["checked"]:
-        lines.append(f"parity: {checked['reason']}")
-    for name, words in (
-        ("random", "fixed random input"),
-        ("image", "image, same pixels"),
-        ("image_through_preprocessor", "image through preprocessor_config.json"),
-    ):
-        if name in checked:
-            lines.append(f"parity: {words}: {_describe(checked[name])}")
-    return "\n".join([*lines, f"written: {output}"])
+def _numbers(name: str) -> tuple[float, ...] | None:
+    values = FLAGS[name].value
+    try:
+        return None if values is None else tuple(float(value) for value in values)
+    except ValueError:
+        raise ConfigError(f"--{name}={','.join(values)}: legal are numbers, one per channel") from None
 
 
 def main() -> None:
     output = Path(FLAGS.output)
+    hints = Hints(
+        FLAGS.layout,
+        FLAGS.num_heads,
+        FLAGS.decoder_heads,
+        FLAGS.pos_resize,
+        _numbers("image_mean"),
+        _numbers("image_std"),
+    )
+    names = ("network", "step", "parts", "learning_rate", "image_size", "normalisation", "block_chunks", "overwrite")
+    files = {name: Path(FLAGS[name].value) if FLAGS[name].value else None for name in ("classifiers", "image")}
     try:
         report = convert(
             Path(FLAGS.input),
             output,
-            network=FLAGS.network,
-            step=FLAGS.step,
-            image_size=FLAGS.image_size,
+            format=FLAGS.format,
             num_channels=int(FLAGS.num_channels),
-            image=Path(FLAGS.image) if FLAGS.image else None,
-            overwrite=FLAGS.overwrite,
+            hints=hints,
+            allow=tuple(FLAGS.allow),
+            **files,
+            **{name: FLAGS[name].value for name in names},
         )
     except ParityError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,14 +21,12 @@ from jaxtyping import Array, UInt
 from cxr_jax.sharding import path_name
 
 MULTIPLIER = 2654435761
+CHUNK = 2**20  # elements of an array on the host that are looked at together
 
 
-def _bits(x: Array | np.ndarray) -> Array | np.ndarray:
+def _bits(x: Array) -> Array:
     """The elements as unsigned integers of at most 32 bits; wider ones are two, side by side."""
     size = min(x.dtype.itemsize, 4)
-    if isinstance(x, np.ndarray):
-        # Not by JAX, which would round 64 bits to 32 where those are switched off.
-        return np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * size}")
     return jax.lax.bitcast_convert_type(x.astype(jnp.uint8) if x.dtype == bool else x, jnp.dtype(f"uint{8 * size}"))
 
 
@@ -41,9 +39,19 @@ def _digest(bits: Array) -> UInt[Array, ""]:
     return (bits.astype(jnp.uint32) * factors).sum(dtype=jnp.uint32)
 
 
-def _all_of(on_host, on_device):
-    bits = on_host | {name: _bits(leaf) for name, leaf in on_device.items()}
-    return {name: _digest(value) for name, value in bits.items()}
+def _on_host(x: np.ndarray) -> np.uint32:
+    """The digest without a device, which would copy the array, and round 64 bits to 32 where those are switched off."""
+    bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * min(x.dtype.itemsize, 4)}")
+    total = 0
+    for start in range(0, bits.size, CHUNK):
+        part = bits[start : start + CHUNK].astype(np.uint32)
+        factors = np.arange(start, start + part.size).astype(np.uint32) * np.uint32(MULTIPLIER) | np.uint32(1)
+        total += int((part * factors).sum(dtype=np.uint32))
+    return np.uint32(total % 2**32)
+
+
+def _all_of(on_device):
+    return {name: _digest(_bits(leaf)) for name, leaf in on_device.items()}
 
 
 @functools.cache
@@ -51,18 +59,18 @@ def _program(everywhere: Sharding | None):
     return jax.jit(_all_of, **({} if everywhere is None else {"out_shardings": everywhere}))
 
 
-def begin(tree: Any, everywhere: Sharding | None = None) -> dict[str, Array]:
+def begin(tree: Any, everywhere: Sharding | None = None) -> dict[str, Array | np.uint32]:
     """The digest of every array of `tree` by path, still on its way: nothing waits for the device.
 
     `everywhere` is the replicated sharding of a mesh with several processes.
     """
     flat = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    on_host = {name: _bits(leaf) for name, leaf in flat.items() if isinstance(leaf, np.ndarray)}
+    on_host = {name: _on_host(leaf) for name, leaf in flat.items() if isinstance(leaf, np.ndarray)}
     on_device = {name: leaf for name, leaf in flat.items() if name not in on_host}
-    return _program(everywhere)(on_host, on_device)
+    return on_host | (_program(everywhere)(on_device) if on_device else {})
 
 
-def finish(begun: dict[str, Array]) -> dict[str, int]:
+def finish(begun: dict[str, Array | np.uint32]) -> dict[str, int]:
     """The digests as numbers."""
     return {name: int(value) for name, value in jax.device_get(begun).items()}
 

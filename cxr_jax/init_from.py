@@ -1,7 +1,8 @@
 """A run that starts from another one: from its networks, its backbone, or all that it was.
 
-In: a fresh state, and a source: a run directory, or a Hugging Face folder that `export` reads. Out: a `Start`, the
-state with the source's arrays in its own shards, and a report of what was taken from where.
+In: a fresh state, and a source: a run directory, or PyTorch's weights that `export` reads (a Hugging Face folder, a
+`.safetensors` or `.pth` file of DINOv2, CheXFound, timm or MAE). Out: a `Start`, the state with the source's arrays in
+its own shards, and a report of what was taken from where.
 
     networks     backbone and heads                         the next stage of a chain
     backbone     the backbone, heads stay fresh             public weights, another objective
@@ -22,7 +23,8 @@ import numpy as np
 from cxr_jax import checkpoint
 from cxr_jax.config import ConfigError, require
 from cxr_jax.data.records import DataError
-from cxr_jax.export.huggingface import read_folder
+from cxr_jax.export.folder import is_foreign, read_weights
+from cxr_jax.export.foreign import Hints
 from cxr_jax.export.rules import LayoutError
 from cxr_jax.models.positions import resize_positions
 from cxr_jax.sharding import path_name
@@ -52,13 +54,15 @@ class Start:
         step = "" if r["step"] is None else f", step {r['step']}"
         resized = [f"{name} {old} -> {new}" for name, (old, new) in r["resized"].items()]
         lists = {"resized": resized, **{name: r[name] for name in ("fresh", "unused", "missing", "unexpected")}}
+        if r.get("assumed"):
+            lists["assumed, as the file does not say"] = r["assumed"]
         words = "; ".join(f"{name}: {', '.join(map(str, values)) or 'none'}" for name, values in lists.items())
         return f"from {r['source']}{step}: {r['parts']} of {r['network']}\n  loaded {r['loaded']} arrays; {words}"
 
 
-def is_hugging_face(source: str | Path) -> bool:
-    """Whether `source` is weights to import, a folder with config.json or a safetensors file, and not a run."""
-    return Path(source).suffix == ".safetensors" or (Path(source) / "config.json").is_file()
+def is_public(source: str | Path) -> bool:
+    """Whether `source` is PyTorch's weights to import, a file or a folder with config.json, and not a run."""
+    return is_foreign(source)
 
 
 def read_source_meta(source: str | Path, step: int) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def start_from(
     `network` is `teacher` (the EMA teacher into student and teacher; of a run without one its only network) or `both`
     (each as it was). `model` holds the arguments of this run's `ViT`. Raises ConfigError naming what does not fit.
     """
-    if is_hugging_face(source):
+    if is_public(source):
         return _start_from_weights(state, source=source, network=network, parts=parts, step=step, model=model)
     meta = read_source_meta(source, step)
     step = meta["step"]
@@ -112,25 +116,34 @@ def frozen_backbone(state: TrainState, *, run: str, network: str) -> Start:
 
 
 def _start_from_weights(state, *, source, network, parts, step, model) -> Start:
-    """Imported weights hold one backbone and nothing else."""
-    where = f"{source} holds the weights of one backbone"
-    require(parts == "backbone", f"config.init_parts={parts!r}: {where}; legal is backbone")
-    require(step == -1, f"config.init_step={step}: {where} and no steps; legal is -1")
-    require(not state.targets or network == "teacher", f"config.init_network={network!r}: {where}; legal is teacher")
-    path = Path(source)
-    if path.suffix == ".safetensors":
-        require(
-            path.name == "model.safetensors" and (path.parent / "config.json").is_file(),
-            f"config.init_from={source}: expected model.safetensors with config.json beside it",
-        )
-        path = path.parent
+    """Imported weights hold backbones, and the heads of a training checkpoint, but no optimiser and no steps.
+
+    What a bare file does not say (number of heads, how positions are resized) is this run's own `model`.
+    """
+    require(parts != "everything", f"config.init_parts={parts!r}: {source} holds weights; legal are backbone, networks")
+    require(step == -1, f"config.init_step={step}: {source} holds weights and no steps; legal is -1")
     try:
-        backbone, theirs = read_folder(path)
+        read = read_weights(Path(source), Hints(num_heads=model.get("num_heads"), pos_resize=model.get("pos_resize")))
     except LayoutError as error:
         raise DataError(f"config.init_from={source}: {error}") from None
-    saved = {item: {"backbone": backbone} for item in ("params", "targets")}
-    facts = {"network": "its only network", "parts": parts, "step": None, "fingerprint": None}
-    return _fill(state, saved, source, model, theirs, facts)
+    found = read.contents.networks
+    parts_there = sorted({part for tree in found.values() for part in tree})
+    missing = sorted(set(state.params) - set(parts_there))
+    require(
+        parts == "backbone" or not missing,
+        f"config.init_parts={parts!r}: {source} holds weights of {', '.join(parts_there)} alone; legal is backbone",
+    )
+    require(
+        network == "teacher" or not state.targets or len(found) > 1,
+        f"config.init_network={network!r}: {source} holds the weights of one network; legal is teacher",
+    )
+    if network == "both" and len(found) > 1:
+        saved, taken = {"params": found["student"], "targets": found["teacher"]}, "student and teacher"
+    else:
+        tree = found.get("teacher") or found["student"]
+        saved, taken = {"params": tree, "targets": tree}, "the teacher" if len(found) > 1 else "its only network"
+    facts = {"network": taken, "parts": parts, "step": None, "fingerprint": None, "assumed": list(read.assumed)}
+    return _fill(state, saved, source, model, read.contents.model, facts)
 
 
 def _saved_networks(run: str, meta: dict[str, Any], network: str, keeps_teacher: bool) -> tuple[dict[str, dict], str]:

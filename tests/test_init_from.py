@@ -310,7 +310,7 @@ def test_refusals_name_key_and_arrays(source, phantom_dataset, tmp_path, one_dev
         ({"init_from": str(weights), "init_parts": "backbone", "init_network": "both"}, "config.init_network='both'"),
         ({"init_from": str(weights), "init_parts": "backbone", "schedules_from": "continue"}, "legal is restart"),
         ({"init_from": str(weights), "init_parts": "backbone", "model.depth": 1}, "another architecture"),
-        ({"init_from": str(weights / "other.safetensors"), "init_parts": "backbone"}, "config.json beside it"),
+        ({"init_from": str(weights / "other.safetensors"), "init_parts": "backbone"}, "no such file"),
     ]
     for changes, words in cases:
         assert words in refused(phantom_dataset, one_device, **changes), changes

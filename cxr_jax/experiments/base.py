@@ -77,7 +77,7 @@ def make_timeline(config: ConfigDict, saved: dict[str, Any] | None) -> Timeline:
     if saved:
         return Timeline(**saved["timeline"])
     require(
-        not init_from.is_hugging_face(config.init_from),
+        not init_from.is_public(config.init_from),
         f"config.schedules_from='continue': {config.init_from} holds weights and no schedules; legal is restart",
     )
     meta = init_from.read_source_meta(config.init_from, config.init_step)

@@ -1,4 +1,4 @@
-"""The patch embedding for another number of channels and another normalisation of the input.
+"""The patch embedding, and a decoder's pixels, for another number of channels and another normalisation.
 
 In and out: a patch kernel and its bias. Ours is one grey channel, `[p*p, d]`, on inputs (x - mean) / std;
 theirs is `[C, p*p, d]` on inputs (x_c - mean_c) / std_c, where all x_c are the same grey value x in 0..1.
@@ -16,6 +16,8 @@ import numpy as np
 
 SHARES = {1: (1.0,), 3: (0.5, 0.25, 0.25)}
 GREY_MEAN, GREY_STD = 0.5, 0.25
+# What public weights were trained with, unless their own files say otherwise.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def split_channels(
@@ -59,3 +61,13 @@ def fold_channels(
     grey = sum(w * (our_std / s) for w, s in zip(wide, std, strict=True))
     shift = sum(w.sum(0) * ((our_mean - m) / s) for w, m, s in zip(wide, mean, std, strict=True))
     return grey.astype(kernel.dtype), (bias.astype(np.float64) + shift).astype(bias.dtype)
+
+
+def split_pixels(weights: np.ndarray, num_channels: int) -> np.ndarray:
+    """The pixels that a decoder paints, `[..., p*p]` -> `[..., C, p*p]`: every channel is the grey picture."""
+    return np.repeat(weights[..., None, :], num_channels, axis=-2)
+
+
+def fold_pixels(weights: np.ndarray) -> np.ndarray:
+    """`[..., C, p*p]` -> `[..., p*p]`: the grey picture is the mean of the channels, summed in float64."""
+    return weights.astype(np.float64).mean(axis=-2).astype(weights.dtype)

@@ -1,138 +1,167 @@
-"""A Hugging Face folder from a backbone, and a backbone from such a folder.
+"""transformers' config.json for a backbone of ours, and the arguments of our `ViT` from such a file.
 
-In: our backbone (nested dict of arrays), the model's arguments, the evaluation geometry. Out: config.json,
-preprocessor_config.json and model.safetensors that `transformers.AutoModel.from_pretrained` opens as
-Dinov2WithRegistersModel, or as Dinov2Model when there are no registers; and the same way back.
-Neither torch nor transformers is needed to write or read.
+In: the arguments of `ViT`, of a MAE decoder if there is one, and the evaluation geometry. Out: what
+`transformers.AutoModel.from_pretrained` opens as
 
-Two things change on the way. Channels: one grey channel becomes three by `channels.split_channels` (default), or stays
-one. Positions: transformers resizes them by a rule of its own (`HF_RULE`), so the grid is resized here by the model's
-own rule to the image size asked for, where transformers then has nothing to resize.
+    Dinov2WithRegistersModel, Dinov2Model      learned positions, with and without registers
+    DINOv3ViTModel                             rotary positions
+    ViTMAEForPreTraining, ViTMAEModel          fixed positions, with and without the decoder
+
+and the same way back. Neither torch nor transformers is needed to write or read.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-
-from cxr_jax.export.channels import GREY_MEAN, GREY_STD, fold_channels, split_channels
-from cxr_jax.export.names import Dims, flatten, from_layout, hugging_face, to_layout, unflatten
-from cxr_jax.export.ours import parameter_shapes
+from cxr_jax.export.contents import Geometry
+from cxr_jax.export.layouts import architecture
 from cxr_jax.export.rules import LayoutError
-from cxr_jax.models.positions import resize_positions
+from cxr_jax.models.rope import BASE
 
-HF_RULE = {"Dinov2WithRegistersModel": "antialias", "Dinov2Model": "size"}
-_PATCH = ("backbone/patch_embed/kernel", "backbone/patch_embed/bias")
+# How transformers resizes learned positions where the size is not the folder's.
+HF_RULE = {"Dinov2WithRegistersModel": "antialias"}
+_TYPES = {
+    "Dinov2WithRegistersModel": "dinov2_with_registers",
+    "Dinov2Model": "dinov2",
+    "DINOv3ViTModel": "dinov3_vit",
+    "ViTMAEForPreTraining": "vit_mae",
+    "ViTMAEModel": "vit_mae",
+}
+# transformers' defaults of keys that a config.json may leave out.
+_DEFAULT_EPSILON = {"dinov2": 1e-6, "dinov2_with_registers": 1e-6, "dinov3_vit": 1e-5, "vit_mae": 1e-12}
 _PILLOW_BICUBIC = 3
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """How a picture becomes an input: `fit`, side in px, and mean and standard deviation of 0..1 grey values."""
-
-    fit: str
-    image_size: int
-    mean: float = GREY_MEAN
-    std: float = GREY_STD
+def inner_width(model: dict[str, Any]) -> int:
+    """Width inside the feed-forward: 4d, or two thirds of it rounded up to 8 where it is gated."""
+    wide = 4 * model["width"]
+    return (wide * 2 // 3 + 7) // 8 * 8 if model["ffn"] == "swiglu" else wide
 
 
-def architecture(model: dict) -> str:
-    """The transformers class that holds `model` (arguments of `ViT`)."""
-    return "Dinov2WithRegistersModel" if model["num_registers"] else "Dinov2Model"
-
-
-def dims_of(model: dict) -> Dims:
-    return Dims(model["depth"], model["width"], model["num_heads"], model["patch_size"])
-
-
-def bake_positions(pos_embed: np.ndarray, model: dict, image_size: int) -> np.ndarray:
-    """`[1 + n, d]` for the model's image size -> `[1 + m, d]` for `image_size`, by the model's own rule.
-
-    The same size is returned unchanged. Raises ValueError when the patch size does not divide `image_size`.
-    """
-    patch = model["patch_size"]
-    if image_size % patch or image_size <= 0:
-        raise ValueError(f"image_size={image_size}: must be a positive multiple of the patch size {patch}")
-    if image_size == model["image_size"]:
-        return pos_embed
-    grids = model["image_size"] // patch, image_size // patch
-    return np.asarray(resize_positions(jnp.asarray(pos_embed), *grids, model["pos_resize"]))
-
-
-def position_difference(pos_embed: np.ndarray, model: dict, image_size: int, other: int) -> float:
-    """How far transformers' positions lie from ours at `other` px: rms of the difference over rms of ours.
-
-    transformers resizes the grid baked for `image_size`, by its rule; we resize the trained grid, by ours.
-    """
-    patch = model["patch_size"]
-    ours = bake_positions(pos_embed, model, other)[1:]
-    baked = jnp.asarray(bake_positions(pos_embed, model, image_size))
-    theirs = resize_positions(baked, image_size // patch, other // patch, HF_RULE[architecture(model)])[1:]
-    return float(np.sqrt(np.mean(np.square(theirs - ours)) / np.mean(np.square(ours))))
-
-
-def to_state_dict(
-    backbone: dict, model: dict, *, image_size: int, num_channels: int, geometry: Geometry
-) -> dict[str, np.ndarray]:
-    """Our backbone -> transformers' tensors, float32.
-
-    The input normalisation stays ours, the same in every channel, so that the split changes no bias.
-    Raises LayoutError for a parameter that the layout does not hold, ValueError for an illegal size.
-    """
-    flat = {f"backbone/{path}": np.asarray(a, np.float32) for path, a in flatten(backbone).items()}
-    flat["backbone/pos_embed"] = bake_positions(flat["backbone/pos_embed"], model, image_size)
-    kernel, bias = (flat[path] for path in _PATCH)
-    flat[_PATCH[0]], flat[_PATCH[1]] = split_channels(
-        kernel,
-        bias,
-        mean=(geometry.mean,) * num_channels,
-        std=(geometry.std,) * num_channels,
-        our_mean=geometry.mean,
-        our_std=geometry.std,
-    )
-    layout = hugging_face(ffn=model["ffn"], registers=bool(model["num_registers"]))
-    return to_layout(flat, layout, dims_of(model))
-
-
-def config_json(model: dict, *, image_size: int, num_channels: int, geometry: Geometry) -> dict:
+def config_json(
+    model: dict[str, Any],
+    *,
+    image_size: int,
+    num_channels: int,
+    geometry: Geometry,
+    decoder: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """transformers' config.json. The key `cxr_jax` keeps what transformers has no field for."""
-    name = architecture(model)
+    name = architecture(model, decoder is not None)
     config = {
         "architectures": [name],
-        "model_type": "dinov2_with_registers" if model["num_registers"] else "dinov2",
+        "model_type": _TYPES[name],
         "hidden_size": model["width"],
         "num_hidden_layers": model["depth"],
         "num_attention_heads": model["num_heads"],
-        "mlp_ratio": 4,
         "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "drop_path_rate": 0.0,
         "initializer_range": 0.02,
-        "layer_norm_eps": 1e-6,
-        "layerscale_value": 1.0 if model["layer_scale"] is None else model["layer_scale"],
-        "qkv_bias": True,
-        "use_swiglu_ffn": model["ffn"] == "swiglu",
+        "layer_norm_eps": model["norm_epsilon"],
         "image_size": image_size,
         "patch_size": model["patch_size"],
         "num_channels": num_channels,
         "dtype": "float32",
-        "cxr_jax": {"layer_scale": model["layer_scale"], "pos_resize": model["pos_resize"], "fit": geometry.fit},
     }
-    if model["num_registers"]:
-        config["num_register_tokens"] = model["num_registers"]
-    return config
+    scale = 1.0 if model["layer_scale"] is None else model["layer_scale"]
+    if name == "DINOv3ViTModel":
+        biased = {f"{part}_bias": True for part in ("query", "key", "value", "proj", "mlp")}
+        gated = model["ffn"] == "swiglu"
+        config |= biased | {"use_gated_mlp": gated, "hidden_act": "silu" if gated else "gelu"}
+        config |= {"intermediate_size": inner_width(model), "layerscale_value": scale, "rope_theta": BASE}
+        config |= {"num_register_tokens": model["num_registers"], "attention_dropout": 0.0, "drop_path_rate": 0.0}
+    else:
+        config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "qkv_bias": True}
+    if name.startswith("ViTMAE"):
+        config |= {"intermediate_size": inner_width(model), "mask_ratio": 0.75, "norm_pix_loss": True}
+        if decoder:
+            config |= {
+                "decoder_hidden_size": decoder["width"],
+                "decoder_num_hidden_layers": decoder["depth"],
+                "decoder_num_attention_heads": decoder["num_heads"],
+                "decoder_intermediate_size": 4 * decoder["width"],
+            }
+    if name.startswith("Dinov2"):
+        config |= {"mlp_ratio": 4, "drop_path_rate": 0.0, "layerscale_value": scale}
+        config["use_swiglu_ffn"] = model["ffn"] == "swiglu"
+        if model["num_registers"]:
+            config["num_register_tokens"] = model["num_registers"]
+    extra = {name: model[name] for name in ("layer_scale", "positions", "pos_resize")}
+    return config | {"cxr_jax": {"format": "hf", **extra, "fit": geometry.fit}}
 
 
-def preprocessor_json(geometry: Geometry, *, image_size: int, num_channels: int) -> dict:
+def model_from_config(config: dict[str, Any], file: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """transformers' config.json -> the arguments of `ViT`, and those of a decoder by part.
+
+    Raises LayoutError naming a key that is absent, or that we cannot reproduce.
+    """
+    kind = config.get("model_type")
+    gated = bool(config.get("use_swiglu_ffn") or config.get("use_gated_mlp"))
+    legal: dict[str, tuple] = {
+        "model_type": tuple(dict.fromkeys(_TYPES.values())),
+        "hidden_act": ("gelu", "silu") if gated else ("gelu",),
+    }
+    if kind in ("dinov2", "dinov2_with_registers"):
+        legal |= {"mlp_ratio": (4,), "qkv_bias": (True,), "use_mask_token": (True,)}
+    if kind == "dinov3_vit":
+        legal |= {f"{part}_bias": (True,) for part in ("query", "value", "proj", "mlp")}
+        legal["rope_theta"] = (BASE,)
+    if kind == "vit_mae":
+        legal["qkv_bias"] = (True,)
+    for key, values in legal.items():
+        if config.get(key, values[0]) not in values:
+            raise LayoutError(f"{file}: {key}={config[key]!r}; legal are {', '.join(map(str, values))}")
+    sizes = {
+        "image_size": "image_size",
+        "patch_size": "patch_size",
+        "width": "hidden_size",
+        "depth": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+    }
+    absent = [key for key in ("model_type", *sizes.values()) if not config.get(key)]
+    if absent:
+        raise LayoutError(f"{file}: {absent[0]} is missing")
+    registers = config.get("num_register_tokens", 4 if kind == "dinov2_with_registers" else 0)
+    extra = config.get("cxr_jax", {})
+    mae = kind == "vit_mae"
+    positions = {"dinov3_vit": "rope", "vit_mae": "sincos"}.get(kind, "learned")
+    model = {ours: config[theirs] for ours, theirs in sizes.items()}
+    model |= {
+        "ffn": "swiglu" if gated else "mlp",
+        "num_registers": registers if kind in ("dinov2_with_registers", "dinov3_vit") else 0,
+        "layer_scale": None if mae else extra.get("layer_scale", config.get("layerscale_value", 1.0)),
+        "positions": extra.get("positions", positions),
+        "pos_resize": extra.get("pos_resize", HF_RULE.get("Dinov2WithRegistersModel") if registers else "size"),
+        "norm_epsilon": config.get("layer_norm_eps", _DEFAULT_EPSILON[kind]),
+    }
+    for part in ("hidden_size", "decoder_hidden_size") if mae else ("hidden_size",):
+        _check_inner(config, part, inner_width(model) if part == "hidden_size" else 4 * config.get(part, 512), file)
+    options = {}
+    if mae and "ViTMAEForPreTraining" in config.get("architectures", ["ViTMAEForPreTraining"]):
+        options["decoder"] = {
+            "encoder_width": model["width"],
+            "patch_size": model["patch_size"],
+            "width": config.get("decoder_hidden_size", 512),
+            "depth": config.get("decoder_num_hidden_layers", 8),
+            "num_heads": config.get("decoder_num_attention_heads", 16),
+            "norm_epsilon": model["norm_epsilon"],
+        }
+    return model, options
+
+
+def _check_inner(config: dict[str, Any], part: str, legal: int, file: Path) -> None:
+    key = part.replace("hidden_size", "intermediate_size")
+    if config.get(key, legal) != legal:
+        raise LayoutError(f"{file}: {key}={config[key]!r}; legal is {legal}, which our feed-forward of this width has")
+
+
+def preprocessor_json(
+    geometry: Geometry, *, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Any]:
     """preprocessor_config.json, a BitImageProcessor: the nearest that transformers has to our geometry.
 
     It resizes in 8 bits, rounds sides down, and cuts after resizing where we cut before; the model card carries
-    the exact code.
+    the exact code. `mean` and `std` have a number per channel.
     """
     side = {"height": image_size, "width": image_size}
     size = {
@@ -142,7 +171,7 @@ def preprocessor_json(geometry: Geometry, *, image_size: int, num_channels: int)
     }[geometry.fit]
     return {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": num_channels == 3,
+        "do_convert_rgb": len(mean) == 3,
         "do_resize": True,
         "size": size,
         "resample": _PILLOW_BICUBIC,
@@ -152,84 +181,22 @@ def preprocessor_json(geometry: Geometry, *, image_size: int, num_channels: int)
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [geometry.mean] * num_channels,
-        "image_std": [geometry.std] * num_channels,
+        "image_mean": list(mean),
+        "image_std": list(std),
     }
 
 
-def write_folder(
-    folder: Path, backbone: dict, model: dict, *, image_size: int, num_channels: int, geometry: Geometry
-) -> dict[str, np.ndarray]:
-    """Write config.json, preprocessor_config.json and model.safetensors into `folder`; returns the tensors."""
-    options = {"image_size": image_size, "num_channels": num_channels, "geometry": geometry}
-    tensors = to_state_dict(backbone, model, **options)
-    _write_json(folder / "config.json", config_json(model, **options))
-    preprocessor = preprocessor_json(geometry, image_size=image_size, num_channels=num_channels)
-    _write_json(folder / "preprocessor_config.json", preprocessor)
-    file = folder / "model.safetensors"
-    save_file(tensors, file, metadata={"format": "pt"})
-    # safetensors writes for the owner only; the weights are to be as readable as the files beside them.
-    file.chmod((folder / "config.json").stat().st_mode)
-    return tensors
-
-
-def read_folder(folder: Path) -> tuple[dict, dict]:
-    """A Hugging Face folder -> our backbone (nested dict, one grey channel) and the arguments of `ViT`.
-
-    Positions keep the folder's grid. Channels are folded with the folder's image_mean and image_std.
-    Raises LayoutError naming the file and what is wrong with it.
-    """
-    config = _read_json(folder / "config.json")
-    preprocessor = _read_json(folder / "preprocessor_config.json")
-    model = model_from_config(config, folder / "config.json")
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises LayoutError naming the file."""
     try:
-        tensors = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise LayoutError(f"{folder / 'model.safetensors'}: not a readable safetensors file ({error})") from error
-    layout = hugging_face(ffn=model["ffn"], registers=bool(model["num_registers"]))
-    expected = parameter_shapes(model)
-    expected[_PATCH[0]] = (config.get("num_channels", 3), *expected[_PATCH[0]])
-    flat = from_layout(tensors, layout, dims_of(model), expected)
-    flat[_PATCH[0]], flat[_PATCH[1]] = fold_channels(
-        *(flat[path] for path in _PATCH), mean=preprocessor["image_mean"], std=preprocessor["image_std"]
-    )
-    return unflatten(flat)["backbone"], model
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise LayoutError(f"{file}: not a readable JSON file ({error})") from None
+    if not isinstance(content, dict):
+        raise LayoutError(f"{file}: expected a JSON object")
+    return content
 
 
-def model_from_config(config: dict, file: Path) -> dict:
-    """transformers' config.json -> the arguments of `ViT`. Raises LayoutError naming a key we cannot reproduce."""
-    legal = {
-        "model_type": ("dinov2", "dinov2_with_registers"),
-        "mlp_ratio": (4,),
-        "hidden_act": ("gelu",),
-        "layer_norm_eps": (1e-6,),
-        "qkv_bias": (True,),
-        "use_mask_token": (True,),
-    }
-    for key, values in legal.items():
-        if config.get(key, values[0]) not in values:
-            raise LayoutError(f"{file}: {key}={config[key]!r}; legal are {', '.join(map(str, values))}")
-    registers = config["model_type"] == "dinov2_with_registers"
-    extra = config.get("cxr_jax", {})
-    return {
-        "image_size": config["image_size"],
-        "patch_size": config["patch_size"],
-        "width": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
-        "num_heads": config["num_attention_heads"],
-        "ffn": "swiglu" if config.get("use_swiglu_ffn", False) else "mlp",
-        "num_registers": config.get("num_register_tokens", 4) if registers else 0,
-        "layer_scale": extra.get("layer_scale", config.get("layerscale_value", 1.0)),
-        "pos_resize": extra.get("pos_resize", "antialias" if registers else "size"),
-    }
-
-
-def _write_json(file: Path, content: dict) -> None:
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Indented, with a last newline."""
     file.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise LayoutError(f"{file}: not a readable JSON file ({error})") from error

@@ -1,198 +1,81 @@
-"""One name table between our parameter paths and a PyTorch layout; it drives export and import alike.
+"""The name table: what every parameter of ours is called in each PyTorch layout. It drives export and import alike.
 
-In: our parameters as a flat dict {"backbone/blocks/attn/qkv/kernel": array}, with stacked layers leading, or
-a PyTorch state dict {"encoder.layer.0.attention.attention.query.weight": array}. Out: the other one. Arrays
-are NumPy.
+In: what a module is made of. Out: its entries (`mapping`): our path, their name, the rule between the two arrays.
 
-A layout is a tuple of `Entry(ours, theirs, rule)`. The rule says how one layer's array changes shape, in
-letters: `"d t h e -> t: (h e) d"` takes our [d, 3, h, e] apart along `t`, one array per name in `theirs`
-(query, key, value), and makes each a [h*e, d] matrix. Letters in brackets are one axis, the first letter the
-slowest. A rule (`rules.py`) only reshapes and transposes, so every entry works both ways and a round trip is
-bit-exact. `{i}` in a name is the layer: the engine takes our leading layer axis apart on the way out and
-stacks it again on the way in. Sizes that a shape cannot tell (heads, sides of a patch) come from `Dims`.
+| layout | names | what stands out |
+|---|---|---|
+| `hugging_face` | transformers' Dinov2Model, Dinov2WithRegistersModel | query, key, value apart |
+| `dinov3` | transformers' DINOv3ViTModel | no positions; the key may lack a bias; the gate of a SwiGLU apart |
+| `vit_mae` | transformers' ViTMAEModel and the decoder of ViTMAEForPreTraining | fixed positions are stored |
+| `vit` | DINOv2, CheXFound, timm, facebookresearch/mae | qkv in one matrix; blocks in chunks if asked for |
+| `projection_head` | DINOHead | weight_g, weight_v of the weight-normalised last layer |
+| `glori`, `linear_classifier` | CheXFound's classifiers | |
+
+Our patch kernel comes with its channels in front, `[C, p*p, d]`, and so do the pixels that a decoder paints
+(`channels`). GLoRI's query, key and value come as one, as in `torch.nn.MultiheadAttention` (`heads.join_qkv`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from cxr_jax.export.mapping import Entry
 
-import numpy as np
-
-from cxr_jax.export.rules import LayoutError, Rule
-
-Flat = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Dims:
-    """Sizes of a model which array shapes alone do not tell: depth L, width d, heads h, patch side p."""
-
-    depth: int
-    width: int
-    num_heads: int
-    patch_size: int
-
-    def letters(self) -> dict[str, int]:
-        """Letters that every rule may use: t = query, key, value; g = gate, value; y, x = rows, columns."""
-        return {
-            "d": self.width,
-            "h": self.num_heads,
-            "y": self.patch_size,
-            "x": self.patch_size,
-            "t": 3,
-            "g": 2,
-        }
+Entries = tuple[Entry, ...]
+PATCH = ("backbone/patch_embed/kernel", "backbone/patch_embed/bias")
+PIXELS = ("decoder/pred/kernel", "decoder/pred/bias")
+DECODER_POSITIONS = "decoder/pos_embed"
+_KERNEL = "c (y x) d -> d c y x"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One of our arrays and its name or names in the layout.
-
-    `ours`: our path. `theirs`: their name, or one name per step of the axis before the colon in `rule`.
-    `absent`: the constant that stands in the layout for a parameter which our model lacks (LayerScale 1).
-    """
-
-    ours: str
-    theirs: tuple[str, ...]
-    rule: str
-    absent: float | None = None
-
-    @property
-    def layered(self) -> bool:
-        return "{i}" in self.theirs[0]
-
-    def names(self, depth: int) -> list[str]:
-        """Every tensor name of this entry, layer by layer."""
-        return [name.format(i=i) for i in range(depth if self.layered else 1) for name in self.theirs]
-
-
-def flatten(tree: Mapping, prefix: str = "") -> dict:
-    """Nested dict of arrays -> {"a/b/c": array}."""
-    flat = {}
-    for key, value in tree.items():
-        path = f"{prefix}/{key}" if prefix else str(key)
-        flat.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
-    return flat
-
-
-def unflatten(flat: Mapping) -> dict:
-    """{"a/b/c": array} -> nested dict of arrays."""
-    tree: dict = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = value
-    return tree
-
-
-def to_layout(ours: Mapping[str, np.ndarray], layout: tuple[Entry, ...], dims: Dims) -> Flat:
-    """Our flat parameters -> the layout's state dict (contiguous arrays, same dtype).
-
-    Raises LayoutError naming every path that the table lacks, every path of the table that is not there, and
-    the first array whose shape does not fit its rule.
-    """
-    wanted = {e.ours for e in layout}
-    missing = [e.ours for e in layout if e.ours not in ours and e.absent is None]
-    _refuse(missing=missing, extra=[path for path in ours if path not in wanted], side="our model")
-    out: Flat = {}
-    for entry in layout:
-        rule = Rule(entry.rule, dims.letters())
-        if entry.ours not in ours:
-            filler = np.full(rule.right_sizes(), entry.absent, np.float32)
-            out.update({name: filler.copy() for name in entry.names(dims.depth)})
-            continue
-        array = np.asarray(ours[entry.ours])
-        if entry.layered and array.shape[:1] != (dims.depth,):
-            raise LayoutError(
-                f"{entry.ours}: found shape {array.shape}; the leading axis must be the depth {dims.depth}"
-            )
-        layers = array if entry.layered else array[None]
-        names = iter(entry.names(dims.depth))
-        for layer in layers:
-            for part in rule.forward(layer, entry.ours):
-                out[next(names)] = np.ascontiguousarray(part)
-    return out
-
-
-def from_layout(
-    theirs: Mapping[str, np.ndarray],
-    layout: tuple[Entry, ...],
-    dims: Dims,
-    expected: Mapping[str, tuple[int, ...]] | None = None,
-) -> Flat:
-    """The layout's state dict -> our flat parameters, layers stacked again.
-
-    `expected` {path: shape} is the model that will hold them; with it, shapes are checked and a constant
-    which our model does not carry (`Entry.absent`) is dropped after checking that it is that constant. Raises
-    LayoutError naming every missing and every unknown tensor, or the first one of a wrong shape.
-    """
-    wanted = {name for e in layout for name in e.names(dims.depth)}
-    missing = [name for e in layout for name in e.names(dims.depth) if name not in theirs]
-    _refuse(missing=missing, extra=[name for name in theirs if name not in wanted], side="the weights file")
-    ours: Flat = {}
-    for entry in layout:
-        names = entry.names(dims.depth)
-        if expected is not None and entry.ours not in expected and entry.absent is not None:
-            for name in names:
-                if not np.all(theirs[name] == entry.absent):
-                    raise LayoutError(f"{name}: our model has no {entry.ours}, so every value must be {entry.absent}")
-            continue
-        rule, step = Rule(entry.rule, dims.letters()), len(entry.theirs)
-        groups = [names[start : start + step] for start in range(0, len(names), step)]
-        layers = [rule.backward([np.asarray(theirs[name]) for name in group], group) for group in groups]
-        for layer, group in zip(layers, groups, strict=True):
-            if layer.shape != layers[0].shape:
-                raise LayoutError(f"{group[0]}: its shape differs from that of layer 0")
-        array = np.stack(layers) if entry.layered else np.ascontiguousarray(layers[0])
-        if expected is not None and tuple(expected.get(entry.ours, ())) != array.shape:
-            raise LayoutError(
-                f"{names[0]}: gives {entry.ours} of shape {array.shape}, but the model "
-                f"expects {tuple(expected[entry.ours]) if entry.ours in expected else 'no such parameter'}"
-            )
-        ours[entry.ours] = array
-    if expected is not None:
-        _refuse(missing=[path for path in expected if path not in ours], extra=[], side="our model")
-    return ours
-
-
-def _refuse(missing: list[str], extra: list[str], side: str) -> None:
-    """Raise LayoutError when tensors are missing from or unknown on one side, naming each."""
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing: {', '.join(missing)}")
-    if extra:
-        parts.append(f"{len(extra)} unmapped: {', '.join(sorted(extra))}")
-    if parts:
-        raise LayoutError(f"tensors of {side} do not match the name table; " + "; ".join(parts))
-
-
-def _norm(ours: str, theirs: str) -> tuple[Entry, ...]:
+def _norm(ours: str, theirs: str) -> Entries:
     return (
         Entry(f"{ours}/scale", (f"{theirs}.weight",), "d -> d"),
         Entry(f"{ours}/bias", (f"{theirs}.bias",), "d -> d"),
     )
 
 
-def _dense(ours: str, theirs: str, rule: str = "a b -> b a", bias: str = "b -> b") -> tuple[Entry, ...]:
+def _dense(ours: str, theirs: str, rule: str = "a b -> b a", bias: str = "b -> b") -> Entries:
     return (
         Entry(f"{ours}/kernel", (f"{theirs}.weight",), rule),
         Entry(f"{ours}/bias", (f"{theirs}.bias",), bias),
     )
 
 
-def hugging_face(*, ffn: str, registers: bool) -> tuple[Entry, ...]:
+def _split_qkv(ours: str, query: str, key: str, value: str, fill: float | None = None) -> Entries:
+    """Query, key and value as three matrices; with `fill` a bias may be absent."""
+    names = (query, key, value)
+    return (
+        Entry(f"{ours}/kernel", tuple(f"{n}.weight" for n in names), "d t h e -> t: (h e) d"),
+        Entry(f"{ours}/bias", tuple(f"{n}.bias" for n in names), "t h e -> t: (h e)", fill=fill),
+    )
+
+
+def _fused_qkv(ours: str, theirs: str) -> Entries:
+    return _dense(ours, theirs, "d t h e -> (t h e) d", "t h e -> (t h e)")
+
+
+def _fused_gate(ours: str, theirs: str) -> Entries:
+    """The two input maps of a SwiGLU as one matrix, the gate first."""
+    return _dense(ours, theirs, "d g f -> (g f) d", "g f -> (g f)")
+
+
+def _layer_scale(layer: str, name: str, absent: float | None) -> tuple[Entries, Entries]:
+    """LayerScale after attention and after the feed-forward."""
+    one, two = (
+        (Entry(f"backbone/blocks/layer_scale{i}", (f"{layer}.{name.format(n=i)}",), "d -> d", absent=absent),)
+        for i in (1, 2)
+    )
+    return one, two
+
+
+def hugging_face(*, ffn: str, registers: bool) -> Entries:
     """Names of transformers' Dinov2WithRegistersModel, or of Dinov2Model when there are no registers.
 
     These are the names of the published checkpoints. transformers 5 renames some inside its modules (q_proj,
-    gate_proj) and translates both when it reads and when it writes a folder, so the file keeps these. Our
-    patch kernel comes with its channels in front, `[C, p*p, d]` (`channels.py`).
+    gate_proj) and translates both when it reads and when it writes a folder, so the file keeps these.
     """
     layer = "encoder.layer.{i}"
-    qkv = tuple(f"{layer}.attention.attention.{part}" for part in ("query", "key", "value"))
+    attention = f"{layer}.attention"
     if ffn == "swiglu":
         mlp = (
-            *_dense("backbone/blocks/mlp/w_in", f"{layer}.mlp.weights_in", "d g f -> (g f) d", "g f -> (g f)"),
+            *_fused_gate("backbone/blocks/mlp/w_in", f"{layer}.mlp.weights_in"),
             *_dense("backbone/blocks/mlp/w_out", f"{layer}.mlp.weights_out"),
         )
     else:
@@ -201,19 +84,185 @@ def hugging_face(*, ffn: str, registers: bool) -> tuple[Entry, ...]:
             *_dense("backbone/blocks/mlp/w_out", f"{layer}.mlp.fc2"),
         )
     register_tokens = (Entry("backbone/register_tokens", ("embeddings.register_tokens",), "r d -> 1 r d"),)
+    scale1, scale2 = _layer_scale(layer, "layer_scale{n}.lambda1", absent=1.0)
+    parts = (f"{attention}.attention.{part}" for part in ("query", "key", "value"))
     return (
         Entry("backbone/cls_token", ("embeddings.cls_token",), "d -> 1 1 d"),
         Entry("backbone/mask_token", ("embeddings.mask_token",), "d -> 1 d"),
         *(register_tokens if registers else ()),
         Entry("backbone/pos_embed", ("embeddings.position_embeddings",), "n d -> 1 n d"),
-        *_dense("backbone/patch_embed", "embeddings.patch_embeddings.projection", "c (y x) d -> d c y x"),
+        *_dense("backbone/patch_embed", "embeddings.patch_embeddings.projection", _KERNEL),
         *_norm("backbone/blocks/norm1", f"{layer}.norm1"),
-        Entry("backbone/blocks/attn/qkv/kernel", tuple(f"{n}.weight" for n in qkv), "d t h e -> t: (h e) d"),
-        Entry("backbone/blocks/attn/qkv/bias", tuple(f"{n}.bias" for n in qkv), "t h e -> t: (h e)"),
-        *_dense("backbone/blocks/attn/proj", f"{layer}.attention.output.dense", "h e d -> d (h e)"),
-        Entry("backbone/blocks/layer_scale1", (f"{layer}.layer_scale1.lambda1",), "d -> d", absent=1.0),
+        *_split_qkv("backbone/blocks/attn/qkv", *parts),
+        *_dense("backbone/blocks/attn/proj", f"{attention}.output.dense", "h e d -> d (h e)"),
+        *scale1,
         *_norm("backbone/blocks/norm2", f"{layer}.norm2"),
         *mlp,
-        Entry("backbone/blocks/layer_scale2", (f"{layer}.layer_scale2.lambda1",), "d -> d", absent=1.0),
+        *scale2,
         *_norm("backbone/norm", "layernorm"),
     )
+
+
+def dinov3(*, ffn: str, registers: bool, prefix: str = "") -> Entries:
+    """Names of transformers' DINOv3ViTModel, as published. The published models have no key bias: here it is 0."""
+    layer = f"{prefix}layer.{{i}}"
+    if ffn == "swiglu":
+        w_in = (
+            Entry(
+                "backbone/blocks/mlp/w_in/kernel",
+                (f"{layer}.mlp.gate_proj.weight", f"{layer}.mlp.up_proj.weight"),
+                "d g f -> g: f d",
+            ),
+            Entry(
+                "backbone/blocks/mlp/w_in/bias",
+                (f"{layer}.mlp.gate_proj.bias", f"{layer}.mlp.up_proj.bias"),
+                "g f -> g: f",
+            ),
+        )
+    else:
+        w_in = _dense("backbone/blocks/mlp/w_in", f"{layer}.mlp.up_proj")
+    register_tokens = (Entry("backbone/register_tokens", ("embeddings.register_tokens",), "r d -> 1 r d"),)
+    scale1, scale2 = _layer_scale(layer, "layer_scale{n}.lambda1", absent=1.0)
+    parts = (f"{layer}.attention.{part}_proj" for part in "qkv")
+    return (
+        Entry("backbone/cls_token", ("embeddings.cls_token",), "d -> 1 1 d"),
+        Entry("backbone/mask_token", ("embeddings.mask_token",), "d -> 1 1 d"),
+        *(register_tokens if registers else ()),
+        *_dense("backbone/patch_embed", "embeddings.patch_embeddings", _KERNEL),
+        *_norm("backbone/blocks/norm1", f"{layer}.norm1"),
+        *_split_qkv("backbone/blocks/attn/qkv", *parts, fill=0.0),
+        *_dense("backbone/blocks/attn/proj", f"{layer}.attention.o_proj", "h e d -> d (h e)"),
+        *scale1,
+        *_norm("backbone/blocks/norm2", f"{layer}.norm2"),
+        *w_in,
+        *_dense("backbone/blocks/mlp/w_out", f"{layer}.mlp.down_proj"),
+        *scale2,
+        *_norm("backbone/norm", "norm"),
+    )
+
+
+def _mae_layers(ours: str, layer: str) -> Entries:
+    """transformers' ViTMAE blocks, of the encoder or of the decoder."""
+    attention = f"{layer}.attention"
+    return (
+        *_norm(f"{ours}/norm1", f"{layer}.layernorm_before"),
+        *_split_qkv(f"{ours}/attn/qkv", *(f"{attention}.attention.{part}" for part in ("query", "key", "value"))),
+        *_dense(f"{ours}/attn/proj", f"{attention}.output.dense", "h e d -> d (h e)"),
+        *_norm(f"{ours}/norm2", f"{layer}.layernorm_after"),
+        *_dense(f"{ours}/mlp/w_in", f"{layer}.intermediate.dense"),
+        *_dense(f"{ours}/mlp/w_out", f"{layer}.output.dense"),
+    )
+
+
+def vit_mae(*, prefix: str = "vit.") -> Entries:
+    """Names of transformers' ViTMAEModel; `prefix` is `vit.` inside ViTMAEForPreTraining."""
+    return (
+        Entry("backbone/cls_token", (f"{prefix}embeddings.cls_token",), "d -> 1 1 d"),
+        Entry("backbone/pos_embed", (f"{prefix}embeddings.position_embeddings",), "n d -> 1 n d"),
+        *_dense("backbone/patch_embed", f"{prefix}embeddings.patch_embeddings.projection", _KERNEL),
+        *_mae_layers("backbone/blocks", f"{prefix}encoder.layer.{{i}}"),
+        *_norm("backbone/norm", f"{prefix}layernorm"),
+    )
+
+
+def vit_mae_decoder() -> Entries:
+    """Names of the decoder of transformers' ViTMAEForPreTraining."""
+    return (*_decoder_ends("decoder."), *_mae_layers("decoder/blocks", "decoder.decoder_layers.{i}"))
+
+
+def _decoder_ends(prefix: str, positions: bool = True) -> Entries:
+    """What MAE's decoder has beside its blocks; its positions are fixed, and stored."""
+    table = (Entry(DECODER_POSITIONS, (f"{prefix}decoder_pos_embed",), "n d -> 1 n d"),)
+    return (
+        *_dense("decoder/embed", f"{prefix}decoder_embed"),
+        Entry("decoder/mask_token", (f"{prefix}mask_token",), "d -> 1 1 d"),
+        *(table if positions else ()),
+        *_norm("decoder/norm", f"{prefix}decoder_norm"),
+        Entry(PIXELS[0], (f"{prefix}decoder_pred.weight",), "d c (y x) -> (y x c) d"),
+        Entry(PIXELS[1], (f"{prefix}decoder_pred.bias",), "c (y x) -> (y x c)"),
+    )
+
+
+def _fused_layers(ours: str, layer: str, *, inner: tuple[str, str], gated: bool) -> Entries:
+    """Pre-norm blocks with one qkv matrix; `inner` names the two maps of the feed-forward."""
+    w_in, w_out = (f"{layer}.mlp.{name}" for name in inner)
+    return (
+        *_norm(f"{ours}/norm1", f"{layer}.norm1"),
+        *_fused_qkv(f"{ours}/attn/qkv", f"{layer}.attn.qkv"),
+        *_dense(f"{ours}/attn/proj", f"{layer}.attn.proj", "h e d -> d (h e)"),
+        *_norm(f"{ours}/norm2", f"{layer}.norm2"),
+        *(_fused_gate if gated else _dense)(f"{ours}/mlp/w_in", w_in),
+        *_dense(f"{ours}/mlp/w_out", w_out),
+    )
+
+
+def vit(
+    *,
+    ffn: str,
+    registers: str | None,
+    layer_scale: bool,
+    mask_token: bool,
+    positions: bool = True,
+    chunked: bool = False,
+    inner: tuple[str, str] | None = None,
+) -> Entries:
+    """Names of the original ViT code that DINOv2, CheXFound, timm and MAE share.
+
+    `registers` is the name of the register tokens: `register_tokens` in DINOv2, `reg_token` in timm. `inner` names the
+    two maps of the feed-forward: `w12` and `w3` of DINOv2's SwiGLU unless given, else `fc1` and `fc2`. `chunked` blocks
+    are `blocks.<chunk>.<layer>`, as in training checkpoints under FSDP.
+    """
+    gated = ffn == "swiglu"
+    layer = "blocks.{c}.{i}" if chunked else "blocks.{i}"
+    scale1, scale2 = _layer_scale(layer, "ls{n}.gamma", absent=None)
+    return (
+        Entry("backbone/cls_token", ("cls_token",), "d -> 1 1 d"),
+        *((Entry("backbone/mask_token", ("mask_token",), "d -> 1 d"),) if mask_token else ()),
+        *((Entry("backbone/register_tokens", (registers,), "r d -> 1 r d"),) if registers else ()),
+        *((Entry("backbone/pos_embed", ("pos_embed",), "n d -> 1 n d"),) if positions else ()),
+        *_dense("backbone/patch_embed", "patch_embed.proj", _KERNEL),
+        *_fused_layers(
+            "backbone/blocks", layer, inner=inner or (("w12", "w3") if gated else ("fc1", "fc2")), gated=gated
+        ),
+        *((*scale1, *scale2) if layer_scale else ()),
+        *_norm("backbone/norm", "norm"),
+    )
+
+
+def mae_decoder(*, positions: bool = True) -> Entries:
+    """Names of the decoder of facebookresearch/mae; without its positions where it is kept beside other weights."""
+    layers = _fused_layers("decoder/blocks", "decoder_blocks.{i}", inner=("fc1", "fc2"), gated=False)
+    return (*_decoder_ends("", positions), *layers)
+
+
+def projection_head() -> Entries:
+    """DINOHead: three linear maps with GELU between, then prototypes of direction v / |v| and length g."""
+    return (
+        *_dense("hidden1", "mlp.0"),
+        *_dense("hidden2", "mlp.2"),
+        *_dense("bottleneck", "mlp.4"),
+        Entry("prototypes/v", ("last_layer.weight_v",), "b k -> k b"),
+        Entry("prototypes/g", ("last_layer.weight_g",), "k -> k 1"),
+    )
+
+
+def glori() -> Entries:
+    """CheXFound's GLoRI; its one decoder layer is torch's, without self-attention."""
+    layer = "decoder.layers.0"
+    return (
+        *_dense("embed", "decoder.embed_standart"),
+        Entry("queries", ("decoder.query_embed.weight",), "c d -> c d"),
+        Entry("attn/qkv/kernel", (f"{layer}.multihead_attn.in_proj_weight",), "d t h e -> (t h e) d"),
+        Entry("attn/qkv/bias", (f"{layer}.multihead_attn.in_proj_bias",), "t h e -> (t h e)"),
+        *_dense("attn/proj", f"{layer}.multihead_attn.out_proj", "h e d -> d (h e)"),
+        *_dense("mlp/w_in", f"{layer}.linear1"),
+        *_dense("mlp/w_out", f"{layer}.linear2"),
+        *(entry for i in (1, 2, 3) for entry in _norm(f"norm{i}", f"{layer}.norm{i}")),
+        Entry("classifier/kernel", ("decoder.duplicate_pooling",), "c n -> c n 1"),
+        Entry("classifier/bias", ("decoder.duplicate_pooling_bias",), "c -> c"),
+    )
+
+
+def linear_classifier() -> Entries:
+    """CheXFound's and DINOv2's linear classifier."""
+    return _dense("classifier", "linear")

@@ -31,14 +31,17 @@ class Rule:
 
     def forward(self, array: np.ndarray, path: str) -> list[np.ndarray]:
         """One layer of our array -> their arrays, one per name."""
+        count = 1 if self.split is None else array.shape[self.left.index([self.split])]
+        return [self.part(array, index, path) for index in range(count)]
+
+    def part(self, array: np.ndarray, index: int, path: str) -> np.ndarray:
+        """One of the arrays of `forward`, without making the others."""
         letters, expanded = self._expand(array, self.left, path)
         order = [letter for axis in self.right for letter in axis if letter != "1"]
         if self.split:
             order = [self.split, *order]
         moved = expanded.transpose([letters.index(letter) for letter in order])
-        size = dict(zip(letters, expanded.shape, strict=True))
-        shape = [int(np.prod([size.get(x, 1) for x in axis])) for axis in self.right]
-        return [part.reshape(shape) for part in (moved if self.split else moved[None])]
+        return (moved[index] if self.split else moved).reshape(self.right_shape(array.shape, path))
 
     def backward(self, parts: list[np.ndarray], names: list[str]) -> np.ndarray:
         """Their arrays, one per name -> one layer of our array."""
@@ -61,14 +64,25 @@ class Rule:
         """Shape of one of their arrays, for rules whose letters are all known."""
         return [int(np.prod([1 if x == "1" else self.sizes[x] for x in axis])) for axis in self.right]
 
+    def right_shape(self, shape: tuple[int, ...], path: str) -> tuple[int, ...]:
+        """Shape of one of their arrays for one layer of ours of `shape`."""
+        size = dict(zip(*self._sizes(shape, self.left, path), strict=True))
+        size.pop(self.split, None)
+        return tuple(int(np.prod([size.get(x, 1) for x in axis])) for axis in self.right)
+
     def _expand(self, array: np.ndarray, axes: list[list[str]], name: str) -> tuple[list[str], np.ndarray]:
         """Give every letter of `axes` its own array axis; returns the letters in order and the reshaped
         array."""
-        wrong = LayoutError(f"{name}: found shape {array.shape}, which does not fit '{self.text}' with {self.sizes}")
-        if array.ndim != len(axes):
+        letters, shape = self._sizes(array.shape, axes, name)
+        return letters, array.reshape(shape)
+
+    def _sizes(self, found: tuple[int, ...], axes: list[list[str]], name: str) -> tuple[list[str], list[int]]:
+        """The letters of `axes` in order and their sizes in an array of shape `found`."""
+        wrong = LayoutError(f"{name}: found shape {found}, which does not fit '{self.text}' with {self.sizes}")
+        if len(found) != len(axes):
             raise wrong
         letters, shape = [], []
-        for length, axis in zip(array.shape, axes, strict=True):
+        for length, axis in zip(found, axes, strict=True):
             if axis == ["1"]:
                 if length != 1:
                     raise wrong
@@ -76,11 +90,11 @@ class Rule:
             known = {x: self.sizes[x] for x in axis if x in self.sizes}
             free = [x for x in axis if x not in self.sizes]
             rest, left_over = divmod(length, int(np.prod(list(known.values()), dtype=int)))
-            if left_over or (rest != 1 and not free) or rest == 0:
+            if left_over or (rest != 1 and not free) or (rest == 0 and length):
                 raise wrong
             letters += axis
             shape += [known.get(x, rest) for x in axis]
-        return letters, array.reshape(shape)
+        return letters, shape
 
 
 def _axes(side: str) -> list[list[str]]:

@@ -26,11 +26,13 @@ INITS = ("trunc_normal", "xavier")
 class Block(nnx.Module):
     """Pre-norm Transformer block on a tuple of streams, with LayerScale and sample-subset drop path."""
 
-    def __init__(self, *, width, num_heads, ffn, layer_scale, drop_path, dtypes: Dtypes, rngs: nnx.Rngs):
+    def __init__(
+        self, *, width, num_heads, ffn, layer_scale, drop_path, norm_epsilon=1e-6, dtypes: Dtypes, rngs: nnx.Rngs
+    ):
         self.drop_path, self.dtypes = drop_path, dtypes
-        self.norm1 = layer_norm(width, dtypes=dtypes, rngs=rngs)
+        self.norm1 = layer_norm(width, dtypes=dtypes, epsilon=norm_epsilon, rngs=rngs)
         self.attn = Attention(width, num_heads, dtypes=dtypes, rngs=rngs)
-        self.norm2 = layer_norm(width, dtypes=dtypes, rngs=rngs)
+        self.norm2 = layer_norm(width, dtypes=dtypes, epsilon=norm_epsilon, rngs=rngs)
         self.mlp = make_ffn(ffn, width, dtypes=dtypes, rngs=rngs)
         self.has_layer_scale = layer_scale is not None
         if self.has_layer_scale:

@@ -29,6 +29,7 @@ class MAEDecoder(nnx.Module):
       encoder_width: width of the encoder's tokens.
       patch_size: side of a patch in px.
       width, depth, num_heads: of the decoder's blocks; 512, 8 and 16 in the paper.
+      norm_epsilon: of every LayerNorm.
       scan, remat: as in `ViT`.
     """
 
@@ -40,6 +41,7 @@ class MAEDecoder(nnx.Module):
         width: int,
         depth: int,
         num_heads: int,
+        norm_epsilon: float = 1e-6,
         scan: bool = True,
         remat: str = "none",
         param_dtype: str = "float32",
@@ -56,7 +58,7 @@ class MAEDecoder(nnx.Module):
         self.dtypes, self.width, self.scan, self.remat = dtypes, width, scan, remat
         self.embed = Linear((encoder_width,), (width,), dtypes=dtypes, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,), param_dtype))
-        self.norm = layer_norm(width, dtypes=dtypes, rngs=rngs)
+        self.norm = layer_norm(width, dtypes=dtypes, epsilon=norm_epsilon, rngs=rngs)
         self.pred = Linear((width,), (patch_size**2,), dtypes=dtypes, rngs=rngs)
         draw_xavier(self, rngs)
         self.blocks = make_blocks(
@@ -66,6 +68,7 @@ class MAEDecoder(nnx.Module):
             ffn="mlp",
             layer_scale=None,
             drop_path=0.0,
+            norm_epsilon=norm_epsilon,
             dtypes=dtypes,
             init="xavier",
             rngs=rngs,

@@ -51,6 +51,7 @@ class ViT(nnx.Module):
       ffn: `swiglu` or `mlp`.
       num_registers: register tokens, 0 for none.
       layer_scale: initial LayerScale, or None for no LayerScale.
+      norm_epsilon: epsilon of every LayerNorm: 1e-6 in DINOv2 and MAE, others in some public weights.
       drop_path: sample-subset drop rate, the same in every block.
       pos_resize: `offset`, `size` or `antialias` (`positions`).
       init: `trunc_normal` (DINOv2's) or `xavier` as MAE's authors: Xavier-uniform linear maps and patch kernel, CLS
@@ -70,6 +71,7 @@ class ViT(nnx.Module):
         ffn: str = "swiglu",
         num_registers: int = 4,
         layer_scale: float | None = 1e-5,
+        norm_epsilon: float = 1e-6,
         drop_path: float = 0.0,
         positions: str = "learned",
         pos_resize: str = "offset",
@@ -130,11 +132,12 @@ class ViT(nnx.Module):
             ffn=ffn,
             layer_scale=layer_scale,
             drop_path=drop_path,
+            norm_epsilon=norm_epsilon,
             dtypes=dtypes,
             init=init,
             rngs=rngs,
         )
-        self.norm = layer_norm(width, dtypes=dtypes, rngs=rngs)
+        self.norm = layer_norm(width, dtypes=dtypes, epsilon=norm_epsilon, rngs=rngs)
 
     def _position_table(self, grid: int) -> Float[Array, "t d"]:
         """What is added to CLS and to the patches of a grid; rotary positions add nothing."""

@@ -15,13 +15,12 @@ from cxr_jax import convert as entry
 from cxr_jax.config import ConfigError
 from cxr_jax.data.records import DataError
 from cxr_jax.export import parity
-from cxr_jax.export.huggingface import read_folder
 from cxr_jax.saving import Checkpoints
 from cxr_jax.state import TrainState
-from tests.export.tiny import assert_same, random_backbone, tiny_model
+from tests.export.tiny import PROJECTION, assert_same, random_backbone, random_parts, read_hf, tiny_model
 
 ROOT = Path(__file__).parents[2]
-HEAD = {"hidden1": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}}
+HEAD = random_parts({"dino_head": PROJECTION})["dino_head"]
 
 
 def _save_run(folder, model, params, targets):
@@ -63,7 +62,7 @@ def no_torch(monkeypatch):
 def test_writes_the_network_asked_for(run, tmp_path, no_torch, network):
     folder, model, student, teacher = run
     report = entry.convert(folder, tmp_path / "out", network=network)
-    backbone, kwargs = read_folder(tmp_path / "out")
+    backbone, kwargs = read_hf(tmp_path / "out")
     assert_same(backbone, (student if network == "student" else teacher)["backbone"])
     assert kwargs == model
     assert report["network"] == (network or "teacher")
@@ -74,10 +73,11 @@ def test_writes_the_network_asked_for(run, tmp_path, no_torch, network):
 def test_report_counts_and_says_what_is_left_out(run, tmp_path, no_torch):
     folder, *_ = run
     report = entry.convert(folder, tmp_path / "out", image_size=48, num_channels=1)
-    assert report["tensors"] == {"ours": 22, "theirs": 6 + 3 * 18 + 2}
-    assert report["left_out"] == {"dino_head": 2} and report["unmapped"] == {"ours": [], "theirs": []}
+    assert report["tensors"] == {"ours": 22 + 8, "theirs": 6 + 3 * 18 + 2 + 8}
+    assert report["files"] == {"model.safetensors": 6 + 3 * 18 + 2, "heads.safetensors": 8}
+    assert report["beside"] == ["dino_head"] and report["unmapped"] == {"ours": [], "theirs": []}
     lines = entry.describe(report, tmp_path / "out")
-    assert "left out: dino_head (2 tensors)" in lines
+    assert "beside: heads.safetensors, 8 tensors (dino_head): this layout has no place for them" in lines
     assert "positions: trained for 32 px, written for 48 px; at 96 px" in lines
     assert "parity: not checked (torch is not installed; pip install -r requirements-test.txt)" in lines
 
@@ -107,8 +107,10 @@ def test_existing_output_is_kept_unless_it_is_a_conversion_and_overwrite(run, tm
 
 def test_a_difference_leaves_nothing(run, tmp_path, monkeypatch):
     wrong = {"cls": {"max": 2e-4, "mean": 1e-5}}
-    monkeypatch.setattr(parity, "unavailable", lambda: None)
-    monkeypatch.setattr(parity, "compare", lambda *_: wrong)
+    monkeypatch.setattr(parity, "unavailable", lambda format: None)
+    monkeypatch.setattr(parity, "our_outputs", lambda *_: {})
+    monkeypatch.setattr(parity, "their_outputs", lambda *_: {})
+    monkeypatch.setattr(parity, "differences", lambda *_: wrong)
     with pytest.raises(entry.ParityError, match=r"differ by 2\.0e-04 .* at most 1e-04"):
         entry.convert(run[0], tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -121,7 +123,7 @@ def test_nan_is_a_difference():
 @pytest.mark.parametrize("targets", ["absent", "without_backbone"])
 def test_run_without_teacher(tmp_path, no_torch, targets):
     model = tiny_model()
-    params = {"backbone": random_backbone(model), "decoder": HEAD}
+    params = {"backbone": random_backbone(model)}
     kept = {} if targets == "absent" else {"centre": np.zeros(2, np.float32)}
     folder = _save_run(tmp_path / "mae", model, params, kept)
     assert entry.convert(folder, tmp_path / "out")["network"] == "student"
@@ -173,7 +175,7 @@ def test_command_line(run, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 37), dtype=np.uint8)).save(tmp_path / "x.png")
     done = _command(f"--input={run[0]}", f"--output={tmp_path / 'out'}", "--format=hf", f"--image={tmp_path / 'x.png'}")
     assert done.returncode == 0, done.stderr
-    assert "mapped: 22 tensors of ours to" in done.stdout and "unmapped: none of ours, none of theirs" in done.stdout
+    assert "mapped: 30 tensors of ours to" in done.stdout and "unmapped: none of ours, none of theirs" in done.stdout
     assert "parity: fixed random input: cls max" in done.stdout or "parity: not checked" in done.stdout
 
 

@@ -3,7 +3,10 @@
 import jax
 import numpy as np
 
-from cxr_jax.export.names import unflatten
+from cxr_jax.export.contents import Contents, Geometry
+from cxr_jax.export.folder import Written, read_weights, write_folder
+from cxr_jax.export.layouts import Target
+from cxr_jax.export.mapping import unflatten
 from cxr_jax.export.ours import parameter_shapes
 
 VARIANTS = {
@@ -25,23 +28,74 @@ def tiny_model(**changes) -> dict:
         "ffn": "swiglu",
         "num_registers": 4,
         "layer_scale": 1e-5,
+        "positions": "learned",
         "pos_resize": "offset",
+        "norm_epsilon": 1e-6,
     }
     return {**model, **changes}
 
 
-def random_backbone(model: dict, seed: int = 0) -> dict:
-    """Every parameter random and of a size that matters, so that a swapped or forgotten one shows."""
+# Sizes of heads for a tiny model, by part.
+PROJECTION = {"width": 24, "hidden": 16, "bottleneck": 8, "num_prototypes": 20}
+DECODER = {"encoder_width": 24, "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2, "norm_epsilon": 1e-6}
+GLORI = {
+    "name": "glori",
+    "width": 24,
+    "num_classes": 5,
+    "blocks": 2,
+    "decoder_width": 16,
+    "num_heads": 8,
+    "ffn_width": 12,
+    "dropout_rate": 0.1,
+    "concat_cls": True,
+}
+LINEAR = {"name": "linear", "width": 24, "num_classes": 5, "blocks": 3, "mean_patch": True}
+
+
+def random_parts(options: dict, seed: int = 0) -> dict:
+    """Every parameter of these modules random and of a size that matters, so that a swapped or forgotten one shows."""
     rng = np.random.default_rng(seed)
     flat = {}
-    for path, shape in parameter_shapes(model).items():
+    for path, shape in parameter_shapes(options).items():
         values = 0.1 * rng.standard_normal(shape)
         if path.endswith("/scale") or "layer_scale" in path:
             values = values + 1.0
         elif "token" in path or "pos_embed" in path:
             values = values * 5
-        flat[path.removeprefix("backbone/")] = values.astype(np.float32)
+        flat[path] = values.astype(np.float32)
     return unflatten(flat)
+
+
+def random_backbone(model: dict, seed: int = 0) -> dict:
+    """A backbone alone, see `random_parts`."""
+    return random_parts({"backbone": model}, seed)["backbone"]
+
+
+def grid_of(head: dict, count: int = 1) -> dict:
+    """A head repeated along a leading axis of learning rates, each member another."""
+    return jax.tree.map(lambda leaf: np.stack([leaf * (i + 1) for i in range(count)]), head)
+
+
+def grey_target(format: str, size: int = 32, channels: int = 3, chunks: int = 0) -> Target:
+    return Target(format, size, (0.5,) * channels, (0.25,) * channels, chunks)
+
+
+def write(folder, model, network, target: Target, options: dict | None = None, facts: dict | None = None) -> Written:
+    """One network, or `{"teacher": ..., "student": ...}`, in a layout."""
+    networks = network if "teacher" in network else {"teacher": network}
+    return write_folder(folder, Contents(networks, model, Geometry("pad", 32), options or {}, facts or {}), target)
+
+
+def write_hf(folder, model, backbone, image_size=32, num_channels=3, fit="pad") -> Written:
+    """A backbone alone as a Hugging Face folder."""
+    contents = Contents({"teacher": {"backbone": backbone}}, model, Geometry(fit, image_size))
+    return write_folder(folder, contents, grey_target("hf", image_size, num_channels))
+
+
+def read_hf(folder) -> tuple[dict, dict]:
+    """The backbone of a folder and the arguments of its `ViT`."""
+    contents = read_weights(folder).contents
+    return contents.networks["teacher"]["backbone"], contents.model
 
 
 def assert_same(a: dict, b: dict) -> None:

@@ -1,6 +1,9 @@
 """Our ViT against transformers' own models, random weights, float32, 1e-5 on every token. No network is used."""
 
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,16 +11,39 @@ import pytest
 from PIL import Image
 
 from cxr_jax.data.geometry import fit_images, normalise
-from cxr_jax.export.huggingface import Geometry, config_json, read_folder, write_folder
+from cxr_jax.export.contents import Contents, Geometry
+from cxr_jax.export.huggingface import config_json
 from cxr_jax.export.model_card import example
 from cxr_jax.export.ours import features
-from cxr_jax.export.parity import compare, largest, random_images, transformers_features, transformers_pixels
-from tests.export.tiny import VARIANTS, random_backbone, tiny_model
+from cxr_jax.export.parity import (
+    TOKENS,
+    differences,
+    largest,
+    our_outputs,
+    random_images,
+    their_outputs,
+    transformers_model,
+    transformers_pixels,
+)
+from tests.export.tiny import VARIANTS, grey_target, random_backbone, tiny_model
+from tests.export.tiny import read_hf as read_folder
+from tests.export.tiny import write_hf as write_folder
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from cxr_jax.export import cxr_torch  # noqa: E402
+
 PAD = Geometry("pad", 32)
+
+
+def compare(folder, model, backbone, images):
+    """Our features and those of the folder, on the same grey images."""
+    config = json.loads((folder / "config.json").read_text())
+    target = grey_target("hf", config["image_size"], config["num_channels"])
+    pixels = np.repeat(images[:, None], config["num_channels"], axis=1)
+    ours = our_outputs(Contents({"teacher": {"backbone": backbone}}, model, PAD), images)
+    return differences(ours, their_outputs(folder, target, {}, None, pixels))
 
 
 def _theirs(model, num_channels):
@@ -41,8 +67,8 @@ def _theirs(model, num_channels):
 def test_our_export_gives_our_features(tmp_path, name, num_channels):
     model = tiny_model(**VARIANTS[name])
     backbone = random_backbone(model)
-    write_folder(tmp_path, backbone, model, image_size=32, num_channels=num_channels, geometry=PAD)
-    report = compare(tmp_path, model, backbone, random_images(model, 32))
+    write_folder(tmp_path, model, backbone, 32, num_channels)
+    report = compare(tmp_path, model, backbone, random_images(32))
     assert set(report) == {"cls", "patches"} | ({"registers"} if model["num_registers"] else set())
     assert largest(report) < 1e-5, report
 
@@ -52,8 +78,8 @@ def test_our_export_gives_our_features(tmp_path, name, num_channels):
 def test_baked_export_gives_our_features_at_another_size(tmp_path, rule, image_size):
     model = tiny_model(pos_resize=rule)
     backbone = random_backbone(model)
-    write_folder(tmp_path, backbone, model, image_size=image_size, num_channels=3, geometry=PAD)
-    report = compare(tmp_path, model, backbone, random_images(model, image_size))
+    write_folder(tmp_path, model, backbone, image_size, 3)
+    report = compare(tmp_path, model, backbone, random_images(image_size))
     assert largest(report) < 1e-5, report
 
 
@@ -66,7 +92,7 @@ def test_their_weights_give_their_features_here(tmp_path, name, num_channels):
     _write_preprocessor(tmp_path, num_channels)
     backbone, kwargs = read_folder(tmp_path)
     assert kwargs == model
-    images = random_images(model, 32)
+    images = random_images(32)
     pixels = torch.from_numpy(images)[:, None].expand(-1, num_channels, -1, -1)
     with torch.no_grad():
         tokens = theirs(pixels).last_hidden_state.numpy()
@@ -90,8 +116,8 @@ def test_interpolated_positions_agree_by_the_matching_rule(tmp_path, registers, 
     """Both sides keep the trained grid and resize it themselves."""
     model = tiny_model(num_registers=registers, pos_resize=rule)
     backbone = random_backbone(model)
-    write_folder(tmp_path, backbone, model, image_size=32, num_channels=3, geometry=PAD)
-    report = compare(tmp_path, model, backbone, random_images(model, image_size))
+    write_folder(tmp_path, model, backbone, 32, 3)
+    report = compare(tmp_path, model, backbone, random_images(image_size))
     assert largest(report) < 1e-5, report
 
 
@@ -112,7 +138,7 @@ def test_their_weights_give_their_features_here_at_other_resolutions(tmp_path, r
     backbone, kwargs = read_folder(tmp_path)
     assert kwargs == model
     for image_size in (24, 56):
-        images = random_images(model, image_size)
+        images = random_images(image_size)
         with torch.no_grad():
             pixels = torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1)
             tokens = theirs(pixels).last_hidden_state.numpy()
@@ -125,15 +151,15 @@ def test_interpolated_positions_differ_by_another_rule(tmp_path):
     """The check above can fail: our published rule is not transformers'."""
     model = tiny_model(pos_resize="offset")
     backbone = random_backbone(model)
-    write_folder(tmp_path, backbone, model, image_size=32, num_channels=3, geometry=PAD)
-    assert largest(compare(tmp_path, model, backbone, random_images(model, 48))) > 1e-3
+    write_folder(tmp_path, model, backbone, 32, 3)
+    assert largest(compare(tmp_path, model, backbone, random_images(48))) > 1e-3
 
 
 def test_every_block_agrees_through_the_final_norm(tmp_path):
     model = tiny_model()
     backbone = random_backbone(model)
-    write_folder(tmp_path, backbone, model, image_size=32, num_channels=3, geometry=PAD)
-    images = random_images(model, 32)
+    write_folder(tmp_path, model, backbone, 32, 3)
+    images = random_images(32)
     theirs = transformers.AutoModel.from_pretrained(tmp_path, local_files_only=True).eval()
     pixels = torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1)
     with torch.no_grad():
@@ -149,12 +175,12 @@ def test_a_tensor_that_transformers_does_not_know_is_an_error(tmp_path):
     from safetensors.numpy import load_file, save_file
 
     model = tiny_model()
-    write_folder(tmp_path, random_backbone(model), model, image_size=32, num_channels=3, geometry=PAD)
+    write_folder(tmp_path, model, random_backbone(model))
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["layernorm.bias"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"layernorm\.bias"):
-        transformers_features(tmp_path, random_images(model, 32))
+        transformers_model(tmp_path)
 
 
 def test_imagenet_normalised_weights_fold_into_one_grey_channel(tmp_path):
@@ -179,19 +205,23 @@ def test_imagenet_normalised_weights_fold_into_one_grey_channel(tmp_path):
 def test_code_of_the_model_card_gives_our_features(tmp_path, monkeypatch, fit, num_channels, shape):
     """The same PNG through the card's own code and through our geometry and model."""
     model = tiny_model(num_registers=4 if num_channels == 3 else 0)
-    backbone, geometry = random_backbone(model), Geometry(fit, 32)
-    write_folder(tmp_path, backbone, model, image_size=32, num_channels=num_channels, geometry=geometry)
+    backbone = random_backbone(model)
+    write_folder(tmp_path, model, backbone, 32, num_channels, fit)
     picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "chest_xray.png")
     monkeypatch.chdir(tmp_path)
+    shutil.copyfile(cxr_torch.__file__, tmp_path / "cxr_torch.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cxr_torch", raising=False)
     names = {}
-    exec(example(geometry, image_size=32, num_channels=num_channels), names)
+    exec(example("hf"), names)
+    assert Path(names["cxr_torch"].__file__).parent == tmp_path
     pixels = normalise(fit_images(jnp.asarray(picture[None]), jnp.array([shape]), 32, fit))
-    np.testing.assert_allclose(names["preprocess"](Image.fromarray(picture))[0, 0], pixels[0], atol=1e-5)
+    np.testing.assert_allclose(names["pixels"][0, 0], pixels[0], atol=1e-5)
     ours = features(model, backbone, pixels)
-    np.testing.assert_allclose(ours.cls[-1], names["cls_token"][:, 0], atol=1e-5)
-    np.testing.assert_allclose(ours.registers[-1], names["register_tokens"], atol=1e-5)
-    np.testing.assert_allclose(ours.patches[-1], names["patch_tokens"], atol=1e-5)
+    for name in TOKENS:
+        np.testing.assert_allclose(getattr(ours, name), names[name], atol=1e-5)
+    np.testing.assert_array_equal(names["cls_token"], names["cls"][-1])
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
@@ -200,8 +230,8 @@ def test_preprocessor_is_near(tmp_path, fit, num_channels):
     """transformers' preprocessor on a smooth picture: same size and range, within a few grey levels of ours."""
     if int(transformers.__version__.split(".")[0]) < 5 and (fit == "pad" or num_channels == 1):
         pytest.skip("transformers 4 has neither max_height nor grey pictures in this preprocessor")
-    model, geometry = tiny_model(), Geometry(fit, 32)
-    write_folder(tmp_path, random_backbone(model), model, image_size=32, num_channels=num_channels, geometry=geometry)
+    model = tiny_model()
+    write_folder(tmp_path, model, random_backbone(model), 32, num_channels, fit)
     y, x = np.mgrid[:128, :96]
     picture = (128 + 100 * np.sin(y / 40) * np.cos(x / 30)).astype(np.uint8)
     theirs = transformers_pixels(tmp_path, picture)

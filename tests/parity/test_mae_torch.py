@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cxr_jax.data.augment import CropRecipe
-from cxr_jax.export.names import flatten
+from cxr_jax.export.mapping import flatten
 from cxr_jax.objectives.mae import MaskedAutoencoder
 from tests.models.test_positions import published_sincos
 

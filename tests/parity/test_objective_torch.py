@@ -13,7 +13,7 @@ import pytest
 
 from cxr_jax.data.augment import multi_crop_recipes
 from cxr_jax.experiments.self_distillation import dino_optimiser
-from cxr_jax.export.names import flatten
+from cxr_jax.export.mapping import flatten
 from cxr_jax.models.layers import kept_rows
 from cxr_jax.objectives.self_distillation import SelfDistillation
 from cxr_jax.objectives.views import Views

@@ -14,7 +14,7 @@ import pytest
 
 from cxr_jax.data.augment import multi_crop_recipes
 from cxr_jax.experiments.self_distillation import dino_optimiser
-from cxr_jax.export.names import flatten, unflatten
+from cxr_jax.export.mapping import flatten, unflatten
 from cxr_jax.objectives.self_distillation import SelfDistillation
 from cxr_jax.schedules import Timeline, cosine_schedule
 
