@@ -341,4 +341,4 @@ def test_the_report_reads_as_two_lines(source, phantom_dataset, one_device):
     assert first == f"from {source[0]}, step 4: networks of the teacher"
     assert "params/backbone/pos_embed [17, 24] -> [37, 24]" in second
     assert "missing: none; unexpected: none" in second
-    assert init_from.is_hugging_face(source[0]) is False
+    assert init_from.is_public(source[0]) is False

@@ -292,7 +292,7 @@ def _assemble(
 
 
 def _holds(networks: dict[str, Tensors], name: str) -> bool:
-    return any(name in tensors for tensors in networks.values())
+    return any(name in (*tensors, *strip_backbone(tensors)) for tensors in networks.values())
 
 
 def _network(tensors: Tensors, seen: Recognised, source: str, allow) -> tuple[Flat, dict[str, Any]]:

@@ -50,10 +50,16 @@ def parameter_shapes(options: dict[str, dict[str, Any]]) -> dict[str, tuple[int,
     """`{"backbone/cls_token": (d,), ...}` of the modules with these arguments, by part."""
     shapes = {}
     for part, stored in options.items():
-        _, state = _abstract(_constructor(part, stored), stored)
-        leaves = flatten(nnx.to_pure_dict(state), part)
-        shapes |= {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+        shapes |= _shapes(part, tuple(sorted(stored.items())))
     return shapes
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(part: str, arguments: tuple[tuple[str, Any], ...]) -> dict[str, tuple[int, ...]]:
+    stored = dict(arguments)
+    _, state = _abstract(_constructor(part, stored), stored)
+    leaves = flatten(nnx.to_pure_dict(state), part)
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,6 +10,7 @@ for that and for nothing else here.
 import json
 import os
 import struct
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -115,7 +116,9 @@ def _read_pickle(path: Path) -> dict[str, Lazy]:
     # MAE's and DINO's checkpoints hold their command line, which is a plain record of values.
     safe = torch.serialization.safe_globals([Namespace])
     try:
-        with safe:
+        with safe, warnings.catch_warnings():
+            # PyTorch warns of what it is about to refuse.
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # whatever a damaged or hostile file makes of it
         raise LayoutError(f"{path}: {_why_not(error)}") from None

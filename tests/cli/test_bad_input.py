@@ -23,6 +23,7 @@ from cxr_jax.saving import Checkpoints
 from cxr_jax.sharding import make_mesh
 from cxr_jax.state import abstract_state
 from data_prep.dataset_writer import DatasetWriter
+from tests.export.tiny import random_backbone, tiny_model, write_hf
 
 ROOT = Path(__file__).parents[2]
 ERROR, CONFIG, DATA = 1, 2, 3
@@ -86,8 +87,8 @@ CASES = {
     "init_network": ("train", [*RUN, "--config.init_network=random"], CONFIG, ("config.init_network", "teacher, both")),
     "init_from_weights": ("train", [*RUN, "--config.init_from={tmp}/weights"], CONFIG,
                           ("config.init_parts='networks'", "weights", "legal is backbone")),
-    "init_from_bad_weights": ("train", [*RUN, "--config.init_from={tmp}/weights", "--config.init_parts=backbone"],
-                              DATA, ("config.init_from=", "preprocessor_config.json", "not a readable JSON")),
+    "init_from_bad_weights": ("train", [*RUN, "--config.init_from={tmp}/no_weights", "--config.init_parts=backbone"],
+                              DATA, ("config.init_from=", "config.json", "model_type is missing")),
     "schedules_from": ("train", [*RUN, "--config.schedules_from=on"], CONFIG, ("schedules_from", "restart, continue")),
     "schedules_of_weights": ("train", [*RUN, "--config.init_from={tmp}/weights", "--config.schedules_from=continue"],
                              CONFIG, ("config.schedules_from='continue'", "legal is restart")),
@@ -216,8 +217,10 @@ def answers(phantom_dataset, tmp_path_factory) -> dict[str, dict]:
         if file.name != "manifest.json":
             shutil.copy(file, tmp / "unfinished")
     write_other_run(tmp / "other_run")
-    (tmp / "weights").mkdir()
-    (tmp / "weights" / "config.json").write_text("{}")
+    for folder in ("weights", "no_weights"):
+        (tmp / folder).mkdir()
+    write_hf(tmp / "weights", tiny_model(), random_backbone(tiny_model()))
+    (tmp / "no_weights" / "config.json").write_text("{}")
     write_damaged(phantom_dataset, tmp / "damaged")
     for name in ("cut", "gone"):
         shutil.copytree(phantom_dataset, tmp / name)

@@ -1,11 +1,11 @@
 """A run of masked autoencoding, which has no teacher, through every entry that reads a pretraining run."""
 
+import jax
 import numpy as np
 import pytest
 from test_training_configs import check, evaluated, load, run, shrink
 
 from cxr_jax import checkpoint, convert
-from cxr_jax.config import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,11 @@ def test_probes_read_the_one_network_and_say_so(protocol, pretrained, phantom_da
     assert "trained without a teacher" in printed and "pretrained (student)" in printed
 
 
-def test_its_fixed_positions_have_no_place_in_a_hugging_face_folder(pretrained, tmp_path):
-    with pytest.raises(ConfigError, match="positions='sincos' cannot be written as --format=hf"):
-        convert.convert(pretrained, tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+def test_it_goes_to_transformers_with_its_decoder_and_comes_back(pretrained, tmp_path):
+    assert convert.convert(pretrained, tmp_path / "out")["architecture"] == "ViTMAEForPreTraining"
+    convert.convert(tmp_path / "out", tmp_path / "back", format="cxr_jax")
+    before, after = (checkpoint.read_item(run, "params") for run in (pretrained, tmp_path / "back"))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 def test_pretraining_continues_from_it(pretrained, phantom_dataset, tmp_path, monkeypatch):
