@@ -16,7 +16,7 @@ from configs.finetune import linear
 from cxr_jax import checkpoint, init_from, train
 from cxr_jax import config as door
 from cxr_jax.config import ConfigError
-from cxr_jax.experiments import build
+from cxr_jax.experiments import build, prepare
 from cxr_jax.metrics import is_clock
 from cxr_jax.models.positions import resize_positions
 from cxr_jax.objectives.self_distillation import SelfDistillation
@@ -61,7 +61,7 @@ def trained(phantom_dataset, tmp_path_factory, one_device, compiled_once):
     def go(workdir=None, **changes):
         workdir = workdir or tmp_path_factory.mktemp("run") / "run"
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(train, "make_mesh", lambda **shape: one_device)
+            monkeypatch.setattr(prepare, "make_mesh", lambda **shape: one_device)
             # Pictures prove nothing here and take their time to compile.
             monkeypatch.setattr(SelfDistillation, "pictures", lambda *_: [[jnp.zeros((4, 4))]])
             # The lock of a run ends with its process, which here is that of all runs.
