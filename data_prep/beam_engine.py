@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import shlex
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -59,10 +60,12 @@ class BeamEngine:
 
     def __call__(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         remove_tree(self._folder)
-        self._folder.mkdir()
-        files = list(at_once(self._put, enumerate(tasks), streams(self._folder)))
+        # A folder of its own: workers of a job whose starter was killed may go on and write results of theirs.
+        job = self._folder / uuid.uuid4().hex
+        job.mkdir(parents=True)
+        files = list(at_once(functools.partial(_put, job), enumerate(tasks), streams(job)))
         if files:
-            run = functools.partial(run_task, function=function, folder=self._folder)
+            run = functools.partial(run_task, function=function, folder=job)
             try:
                 with beam.Pipeline(runner=self._runner, options=self._options) as pipeline:
                     # Without the reshuffle a runner may fuse all tasks into one worker's.
@@ -71,17 +74,19 @@ class BeamEngine:
             except Exception as error:
                 lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
                 raise OSError(None, f"the Beam job failed: {lines[-1].strip()}", self._runner) from None
-        yield from at_once(self._result, (name for name, _ in files), streams(self._folder))
+        yield from at_once(functools.partial(_result, job), (name for name, _ in files), streams(job))
         remove_tree(self._folder)
 
-    def _put(self, numbered: tuple[int, Any]) -> tuple[str, str]:
-        """Writes one task; returns its name and sha256."""
-        name, content = f"{numbered[0]:06d}", to_text(numbered[1]).encode()
-        write_bytes(self._folder / f"{name}.task", content, flush=False)
-        return name, hashlib.sha256(content).hexdigest()
 
-    def _result(self, name: str) -> Any:
-        return from_text((self._folder / f"{name}.result").read_text())
+def _put(job: Location, numbered: tuple[int, Any]) -> tuple[str, str]:
+    """Writes one task; returns its name and sha256."""
+    name, content = f"{numbered[0]:06d}", to_text(numbered[1]).encode()
+    write_bytes(job / f"{name}.task", content, flush=False)
+    return name, hashlib.sha256(content).hexdigest()
+
+
+def _result(job: Location, name: str) -> Any:
+    return from_text((job / f"{name}.result").read_text())
 
 
 def run_task(file: tuple[str, str], function: Callable[[Any], Any], folder: Location) -> None:

@@ -101,7 +101,7 @@ class Lease:
                 self._file.unlink(missing_ok=True)
 
     def _take_over(self, found: bytes) -> None:
-        print(f"{self._output}: is locked; looking for up to {LEASE_SECS:g} s whether the build that did it is alive")
+        print(f"{self._output}: is locked; looking for up to {LEASE_SECS:g} s whether its build is alive", flush=True)
         end = time.monotonic() + LEASE_SECS
         while time.monotonic() < end:
             time.sleep(min(1.0, LEASE_SECS / 4))
@@ -111,7 +111,7 @@ class Lease:
                 return
             if now != found:
                 raise _held(self._output)
-        print(f"{self._output}: it is not; its lock is taken over")
+        print(f"{self._output}: it is not; its lock is taken over", flush=True)
         self._file.write_bytes(self._text())
         # Two may find a lease dead at once: the last to write has it.
         time.sleep(SETTLE_SECS)

@@ -45,7 +45,9 @@ def test_tables_masks_and_boxes_of_a_folder(bucket, tmp_path):
     (folder / ".hidden").mkdir()
     (folder / ".hidden/0.jpg").write_bytes(b"no image")
     (folder / "boxes.csv").write_text("file,finding,x,y,w,h\nimages/0001.jpg,Mass,1,2,3,4\n")
-    local, remote = both(bucket, tmp_path, "--reader=folder", "--input={root}/in", "--boxes=boxes.csv")
+    local, remote = both(
+        bucket, tmp_path, "--reader=folder", "--input={root}/in", "--boxes=boxes.csv", "--include_unlisted"
+    )
     assert local == remote
 
 

@@ -11,7 +11,7 @@ from tiny_bucket import bucket_bytes, upload
 from tiny_folder import folder_bytes, one_error_line, write_folder
 
 from cxr_jax.data.source import open_split
-from data_prep import build, lock, storage, validate
+from data_prep import build, building_folder, lock, storage, validate
 from data_prep.scratch import scratch
 from tests.object_stores import BUCKET, SERVERS
 
@@ -73,6 +73,7 @@ def server():
 
 def die(where: str, flags: list[str], environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    building_folder.STREAMS = 1  # copies one after the other, so that some are there when it dies
     die_at(KILLS[where], flags)
 
 
