@@ -126,6 +126,11 @@ def _start_from_weights(state, *, source, network, parts, step, model) -> Start:
         read = read_weights(Path(source), Hints(num_heads=model.get("num_heads"), pos_resize=model.get("pos_resize")))
     except LayoutError as error:
         raise DataError(f"config.init_from={source}: {error}") from None
+    theirs, epsilon = read.contents.model["norm_epsilon"], model.get("norm_epsilon", 1e-6)
+    require(
+        theirs == epsilon,
+        f"config.model.norm_epsilon={epsilon}: {source} was trained with {theirs}; legal is that",
+    )
     found = read.contents.networks
     parts_there = sorted({part for tree in found.values() for part in tree})
     missing = sorted(set(state.params) - set(parts_there))

@@ -30,6 +30,7 @@ def get_config():
                 "ffn": "mlp",
                 "num_registers": 0,
                 "layer_scale": None,
+                "norm_epsilon": 1e-6,
                 "drop_path": 0.0,
                 "positions": "sincos",
                 "pos_resize": "offset",

@@ -56,6 +56,7 @@ def get_config():
                 "ffn": "swiglu",
                 "num_registers": 4,
                 "layer_scale": 1.0,
+                "norm_epsilon": 1e-6,
                 "drop_path": 0.0,
                 "positions": "learned",
                 "pos_resize": "offset",

@@ -30,7 +30,7 @@ def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment
     """A masked autoencoder with AdamW at a rate linear in the batch; `saved` is what this run's own checkpoint says."""
     model, dtypes = model_kwargs(config), named_dtypes(config)
     given = dtypes | {"encoder_width": model["width"], "patch_size": model["patch_size"]}
-    given |= {"scan": model["scan"], "remat": model["remat"]}
+    given |= {name: model[name] for name in ("scan", "remat", "norm_epsilon")}
     door.check_keys("decoder", config.decoder, MAEDecoder, given=("rngs", *given))
     door.check_keys("crop", config.crop, CropRecipe, given=("size",))
     crop = call(CropRecipe, "crop", config.crop.to_dict(), size=model["image_size"])

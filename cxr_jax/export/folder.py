@@ -103,7 +103,7 @@ def write_folder(folder: Path, contents: Contents, target: Target, allow: tuple[
         if grid:
             file, tensors = _heads(grid["head"], contents, target)
             files[file] |= tensors
-        aside |= set(beside)
+        aside |= set(beside) | ({"head/"} if grid else set())
     files = {name: tensors for name, tensors in files.items() if tensors}
     for name, tensors in files.items():
         write_safetensors(folder / name, tensors, None if name == "model.safetensors" else _metadata(contents))

@@ -53,7 +53,7 @@ def read_run(run_dir: Path, network: str | None = None, step: int | None = None,
     else:
         require(rate is None, f"--learning_rate={rate}: {run_dir} is no fine-tuned run; drop the flag")
     if any("decoder" in tree for tree in networks.values()) and "decoder" in (meta.get("config") or {}):
-        given = {"encoder_width": model["width"], "patch_size": model["patch_size"]}
+        given = {"encoder_width": model["width"]} | {name: model[name] for name in ("patch_size", "norm_epsilon")}
         options["decoder"] = plain_arguments(MAEDecoder, dict(meta["config"]["decoder"]) | given)
     stored = meta["geometry"]
     geometry = Geometry(stored["fit"], model["image_size"], stored["mean"], stored["std"])
