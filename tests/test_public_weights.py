@@ -81,6 +81,7 @@ def test_what_is_not_there_is_refused(files, phantom_dataset, one_device, tmp_pa
         ({"init_from": alone}, "holds weights of backbone alone; legal is backbone"),
         ({"init_from": alone, "init_parts": "backbone", "init_network": "both"}, "the weights of one network"),
         ({"init_from": alone, "init_parts": "everything"}, "legal are backbone, networks"),
+        ({"init_from": alone, "init_parts": "backbone", "model.norm_epsilon": 1e-5}, "was trained with 1e-06"),
         ({"init_from": str(files[0][1]), "heads.dino_head.hidden": 12, "heads.ibot_head.hidden": 12}, "dino_head"),
     ):
         with pytest.raises(ConfigError, match=words):
