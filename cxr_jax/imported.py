@@ -31,7 +31,7 @@ def write_run(output: Path, contents: Contents, source: str) -> None:
         ((_, params),), targets = networks.items(), {}
     meta: dict[str, Any] = {
         "model": contents.model,
-        "objective": facts.get("objective") or ("supervised" if head is not None else "imported"),
+        "objective": "supervised" if head is not None else facts.get("objective") or "imported",
         "geometry": {
             "fit": contents.geometry.fit,
             "image_size": contents.model["image_size"],

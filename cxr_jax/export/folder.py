@@ -50,6 +50,7 @@ from cxr_jax.export.rules import LayoutError
 from cxr_jax.export.tensors import find_weights, is_weights, read_tensors, write_safetensors
 
 HEADS_FILE, GRID_FILE, CONFIG = "heads.safetensors", "classifiers.safetensors", "config.json"
+FACTS = ("step", "objective", "fingerprint", "targets", "learning_rates")  # that come back with weights of ours
 BOTH = ("dinov2", "chexfound")  # layouts that hold teacher and student in one file
 
 
@@ -158,9 +159,7 @@ def _write_configs(folder: Path, contents: Contents, target: Target) -> None:
         "std": list(target.std),
         "block_chunks": target.block_chunks,
         "networks": list(contents.networks),
-        **{
-            k: contents.facts[k] for k in ("run", "step", "network", "targets", "learning_rates") if k in contents.facts
-        },
+        **{k: contents.facts[k] for k in ("run", "network", *FACTS) if k in contents.facts},
     }
     if target.format == "hf":
         (network,) = contents.networks.values()
@@ -268,7 +267,7 @@ def _assemble(
     target, options, trees = seen.target, dict(seen.options), {}
     folder = path if path.is_dir() else None
     count, model = 0, seen.model
-    facts = {key: remarks[key] for key in ("step", "targets", "learning_rates") if key in remarks}
+    facts = {key: remarks[key] for key in FACTS if key in remarks}
     beside = _read_beside(folder, len(networks) > 1)
     try:
         check_model(model, target.format)
