@@ -13,6 +13,7 @@ def training() -> ConfigDict:
         {
             "seed": 0,
             "batch_size": 32,
+            "accumulate_steps": 1,
             "total_steps": 500,
             "init_from": "",
             "init_network": "teacher",
@@ -58,6 +59,7 @@ def training() -> ConfigDict:
                 "collapse_after_frac": 0.2,
                 "collapse_patience": 5,
             },
+            "profile": {"first_step": 10, "num_steps": 0},
         }
     )
 

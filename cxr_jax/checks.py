@@ -4,18 +4,23 @@ In: a resolved config. Out: nothing, or a ConfigError that names the key, what w
 single function can judge stands at that function; here is what concerns the run as a whole.
 """
 
+from typing import Any
+
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cxr_jax import config as door
+from cxr_jax.accumulation import Divisible
 from cxr_jax.collapse import MODES
 from cxr_jax.config import call, require
 from cxr_jax.evals.features import TOKENS
+from cxr_jax.objectives.base import Objective
 from cxr_jax.resume import ON_NONFINITE
 from cxr_jax.sharding import data_shards
 from cxr_jax.trackers import check_trackers
 
-COUNTS: tuple[str, ...] = ("batch_size", "total_steps", "checkpoint.every_steps", "checkpoint.keep", "log.every_steps")
+COUNTS: tuple[str, ...] = ("batch_size", "accumulate_steps", "total_steps", "log.every_steps")
+COUNTS += ("checkpoint.every_steps", "checkpoint.keep")
 COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch", "checkpoint.keep_best", "numerics.max_rollbacks")
 NOT_NEGATIVE = ("data.workers", "data.prefetch_to_device", "data.cache_decoded_mb")
 PROTOCOLS = ("head", "linear_probe", "knn")  # of an evaluation
@@ -51,12 +56,21 @@ def check_numbers(config: ConfigDict) -> None:
             require(all(n >= 0 for n in numbers), f"config.{key}={value} must not be negative")
 
 
+def check_experiment(config: ConfigDict, mesh: Mesh, objective: Objective, model: dict[str, Any]) -> None:
+    """Refuse what these devices cannot share, and batches cut that have to be whole."""
+    check_split(config, mesh, getattr(objective, "group_size", 1))
+    check_tensor(mesh, model)
+    check_parts(config, objective)
+
+
 def check_split(config: ConfigDict, mesh: Mesh, group_size: int) -> None:
     """Refuse numbers that the devices cannot share evenly."""
     shards, batch_size, tensor = data_shards(mesh), config.batch_size, mesh.shape["tensor"]
+    below = batch_size // shards * shards
+    near = " and ".join(str(legal) for legal in (below, below + shards) if legal)
     require(
         batch_size % shards == 0,
-        f"config.batch_size={batch_size} must be a multiple of {shards}, the devices that share it",
+        f"config.batch_size={batch_size} must be a multiple of {shards}, the devices that share it; nearest: {near}",
     )
     share = batch_size // shards
     require(
@@ -64,12 +78,38 @@ def check_split(config: ConfigDict, mesh: Mesh, group_size: int) -> None:
         f"config.objective.group_size={group_size} must divide the {share} images of each device "
         f"(batch_size {batch_size} on {shards})",
     )
+    parts, groups = config.accumulate_steps, share // group_size
+    require(
+        groups % parts == 0,
+        f"config.accumulate_steps={parts} must divide the {groups} groups of each device "
+        f"(batch_size {batch_size} on {shards}, in groups of {group_size})",
+    )
     for name, head in config.get("heads", {}).items():
         require(
             head.num_prototypes % tensor == 0,
             f"config.heads.{name}.num_prototypes={head.num_prototypes} must be a multiple of {tensor}, "
             "the devices of config.mesh.tensor that share them",
         )
+
+
+def check_tensor(mesh: Mesh, model: dict[str, Any]) -> None:
+    """Refuse attention heads that the tensor axis cannot share."""
+    tensor, heads = mesh.shape["tensor"], model["num_heads"]
+    legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+    require(
+        heads % tensor == 0,
+        f"config.mesh.tensor={tensor} must divide the {heads} attention heads of the model; legal are {legal}",
+    )
+
+
+def check_parts(config: ConfigDict, objective: Objective) -> None:
+    """Refuse to cut a batch of an objective that has to see it whole."""
+    if config.accumulate_steps == 1:
+        return
+    why = f"config.accumulate_steps={config.accumulate_steps}: {config.objective.name}"
+    require(isinstance(objective, Divisible), f"{why} cannot be cut into parts; legal is 1")
+    terms = objective.whole_batch_terms
+    require(not terms, f"{why} with {', '.join(terms)} looks at the whole batch at once; switch it off, or legal is 1")
 
 
 def check_batch(config: ConfigDict, images: int) -> None:

@@ -45,12 +45,14 @@ class RunError(Exception):
     exit_code = EXIT_ERROR
 
 
-def define_flags() -> None:
+def define_flags(*, workdir: bool = True) -> None:
     """`--config` and `--workdir`, for the entries that have them."""
     config_flags.DEFINE_config_file("config", None, "Config file, for example configs/smoke.py.", lock_config=True)
-    flags.DEFINE_string("workdir", None, "Run directory; made if absent, continued if it holds checkpoints.")
     flags.DEFINE_bool("print_config", False, "Print the resolved config, one key a line, and stop.")
     flags.mark_flag_as_required("config")
+    if not workdir:
+        return
+    flags.DEFINE_string("workdir", None, "Run directory; made if absent, continued if it holds checkpoints.")
     flags.register_multi_flags_validator(
         ["workdir", "print_config"],
         lambda given: given["workdir"] is not None or given["print_config"],

@@ -31,7 +31,8 @@ class Metrics:
     """Writes the metrics of one run; `start_step` is the step that training continues from.
 
     `trackers` get the same scalars and are closed with it. Of several processes only one may write; the others pass
-    `writes=False` and are silent.
+    `writes=False` and are silent. `flops_share_per_image` is what an image costs in FLOPs over those that all devices
+    do in a second at their peak; with it, `mfu` is logged.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Metrics:
         tensorboard: bool = True,
         trackers: Sequence[Writer] = (),
         writes: bool = True,
+        flops_share_per_image: float = 0.0,
     ):
+        self._flops_share = flops_share_per_image
         self._file = None
         self._trackers = list(trackers)
         if writes:
@@ -61,6 +64,8 @@ class Metrics:
         """Log the values of `step`. Values that are not finite are written as null and named in `nonfinite`."""
         if not self._file:
             return
+        if self._flops_share and "images_per_sec" in values:
+            values = values | {"mfu": values["images_per_sec"] * self._flops_share}
         bad = sorted(name for name, value in values.items() if not math.isfinite(value))
         row: dict[str, Any] = {"step": step} | {name: None if name in bad else value for name, value in values.items()}
         row |= ({"nonfinite": bad} if bad else {}) | ({"collapse": [*collapse]} if collapse else {})
@@ -96,7 +101,7 @@ class Metrics:
 
 def is_clock(name: str) -> bool:
     """Whether a scalar of metrics.jsonl tells of time, and so differs between two runs that are otherwise the same."""
-    return name in ("images_per_sec", "data_wait_frac", "goodput") or name.startswith("secs_")
+    return name in ("images_per_sec", "data_wait_frac", "goodput", "mfu") or name.startswith("secs_")
 
 
 def cut_back(path: Path, step: int) -> None:

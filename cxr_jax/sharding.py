@@ -7,9 +7,11 @@ teacher over fsdp (ZeRO-3) and, by rule, over tensor. Rules go by path, never by
 """
 
 import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cxr_jax.models.layers import Layout
@@ -34,27 +36,51 @@ RULES = (
 STACK = re.compile(r"(^|/)blocks/")
 
 
-def make_mesh(*, replica: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(*, replica: int = 1, fsdp: int = -1, tensor: int = 1, devices=None, keep_order: bool = True) -> Mesh:
     """A mesh of `replica x fsdp x tensor` devices; one of the three may be -1, "whatever is left".
 
-    `devices` fixes an order (default: the best one JAX knows for the hardware). Raises ValueError when the shape
-    does not cover the devices.
+    `devices` (default: all there are) are arranged as their network is best used, see `arrange`; given ones stay in
+    their order unless `keep_order` is False. Raises ValueError when the shape does not cover the devices, or when
+    parameters would be split across slices.
     """
-    count = len(devices) if devices is not None else jax.device_count()
-    shape = [replica, fsdp, tensor]
+    fixed = devices is not None and keep_order
+    devices = jax.devices() if devices is None else devices
+    count, shape = len(devices), [replica, fsdp, tensor]
     if shape.count(-1) == 1:
         known = -int(np.prod(shape))
         shape[shape.index(-1)] = count // known if known else 0
     if int(np.prod(shape)) != count or min(shape) < 1:
+        legal = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise ValueError(
             f"mesh replica={replica} fsdp={fsdp} tensor={tensor} does not cover {count} devices; "
-            "their product must be the number of devices, and one of them may be -1"
+            f"their product must be {count}, so each is one of {legal}; one of them may be -1, whatever is left"
         )
     # Auto: under the newer default, Explicit, a batch and weights split over one axis are a ShardingTypeError.
     types = (AxisType.Auto,) * len(AXES)
-    if devices is not None:
-        return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=types)
-    return jax.make_mesh(tuple(shape), AXES, axis_types=types)
+    return Mesh(np.asarray(devices).reshape(shape) if fixed else arrange(devices, shape), AXES, axis_types=types)
+
+
+def arrange(devices: Sequence, shape: Sequence[int]) -> np.ndarray:
+    """Devices as `[replica, fsdp, tensor]` such that the last axes are the closest neighbours.
+
+    Several slices are joined along `replica` alone: parameters are split and gathered within a slice, and gradients
+    summed across slices once they are scattered.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        if shape[0] % slices:
+            raise ValueError(
+                f"mesh replica={shape[0]} must be a multiple of {slices}, the number of slices: parameters are split "
+                "within a slice and copied across"
+            )
+        within = (shape[0] // slices, *shape[1:])
+        return mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), list(devices), allow_split_physical_axes=True
+        )
+    try:
+        return mesh_utils.create_device_mesh(shape, list(devices))
+    except NotImplementedError:  # the shape's axes are no products of the network's
+        return mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True)
 
 
 def data_shards(mesh: Mesh) -> int:

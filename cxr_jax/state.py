@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
+from cxr_jax.accumulation import loss_and_gradients
 from cxr_jax.models.layers import Layout
 from cxr_jax.objectives.base import Objective
 from cxr_jax.optim import global_norm
@@ -105,21 +106,27 @@ def init_state(objective: Objective, tx: optax.GradientTransformation, mesh: Mes
 
 
 def make_step(
-    objective: Objective, tx: optax.GradientTransformationExtraArgs, mesh: Mesh, layout: Layout, schedules: dict
+    objective: Objective,
+    tx: optax.GradientTransformationExtraArgs,
+    mesh: Mesh,
+    layout: Layout,
+    schedules: dict,
+    *,
+    accumulate_steps: int = 1,
 ) -> Callable:
     """The jitted training step; its state argument is donated.
 
-    Step t draws from `fold_in(key, t)`. When loss or gradients are not finite, parameters, targets and optimiser
-    stay as they were and `health` counts it. `schedules` are logged by name. The objective's second moments come out
-    as they are: their ranks are the host's work, at log steps.
+    Step t draws from `fold_in(key, t)`, and goes over its batch in `accumulate_steps` parts. When loss or gradients are
+    not finite, parameters, targets and optimiser stay as they were and `health` counts it. `schedules` are logged by
+    name. The objective's second moments come out as they are: their ranks are the host's work, at log steps.
     """
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, tx, mesh))
+    gradients = loss_and_gradients(objective, accumulate_steps, layout, shardings.params)
 
     def train_step(state: TrainState, batch, key):
         step_key = jax.random.fold_in(key, state.step)
-        loss_fn = partial(objective.loss, layout=layout)
-        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.targets, batch, step_key, state.step
-        )
+        (loss, aux), grads = gradients(state.params, state.targets, batch, step_key, state.step)
         norms = {name: global_norm(module) for name, module in grads.items()}
         grad_norm = jnp.sqrt(sum(jnp.square(norm) for norm in norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -141,7 +148,6 @@ def make_step(
         scalars |= {name: health[name] for name in COUNTERS}
         return TrainState(state.step + 1, params, targets, opt_state, health), scalars, aux.moments
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, tx, mesh))
     everywhere = replicated(mesh)
     return jax.jit(
         train_step,

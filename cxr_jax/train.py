@@ -15,13 +15,15 @@ from absl import flags
 
 from cxr_jax import checkpoint, loop
 from cxr_jax import config as door
+from cxr_jax.config import call
 from cxr_jax.data.geometry import MEAN, STD
 from cxr_jax.data.pipeline import train_batches
 from cxr_jax.examples import Examples
-from cxr_jax.experiments.prepare import checkpoints_of, collapse_watch, mesh_of, prepare
+from cxr_jax.experiments.prepare import checkpoints_of, collapse_watch, flops_share_per_image, mesh_of, prepare
 from cxr_jax.metrics import Metrics
 from cxr_jax.phases import Phases
 from cxr_jax.preemption import Preemption
+from cxr_jax.profiling import ObservedStep
 from cxr_jax.record_log import RecordLog
 from cxr_jax.resume import carried, check_same_config, check_same_data, roll_back
 from cxr_jax.sharding import batch_sharding
@@ -119,6 +121,8 @@ def main() -> None:
     if examples.every_steps:
         evaluations["examples"] = examples
 
+    flops_share = flops_share_per_image(config, mesh, split)
+
     def train(state, meta):
         start_step = int(state.step)
         names = config.log.trackers if first_process else ()
@@ -130,13 +134,16 @@ def main() -> None:
             tensorboard=config.log.tensorboard,
             trackers=trackers,
             writes=first_process,
+            flops_share_per_image=flops_share if first_process else 0.0,
         )
         record_log = RecordLog(workdir, start_step) if config.log.record_ids and first_process else None
         stream = batches(meta["data_skip"], start_step, on_records=record_log)
+        watched = {"folder": workdir, "start_step": start_step, "writes": first_process}
+        observed = call(ObservedStep, "profile", config.profile.to_dict(), train_step=train_step, **watched)
         try:
             loop.run(
                 state,
-                train_step=train_step,
+                train_step=observed,
                 batches=stream,
                 key=step_key,
                 total_steps=config.total_steps,
@@ -153,10 +160,12 @@ def main() -> None:
                 note_skipped=SkippedBatches(workdir, split, **order, data_skip=meta["data_skip"], writes=first_process),
             )
         finally:
+            observed.close()
             stream.close()
             metrics.close()
 
-    train_step = make_step(objective, tx, mesh, layout, experiment.schedules)
+    parts = config.accumulate_steps
+    train_step = make_step(objective, tx, mesh, layout, experiment.schedules, accumulate_steps=parts)
     try:
         while True:
             try:

@@ -23,7 +23,12 @@ DOORS = {
     "cxr_jax.sharding": ("cxr_jax.models.layers",),
     "cxr_jax.schedules": (),
     "cxr_jax.optim": ("cxr_jax.schedules", "cxr_jax.sharding"),
-    "cxr_jax.state": ("cxr_jax.models.layers", "cxr_jax.objectives.base", "cxr_jax.optim", "cxr_jax.sharding"),
+    "cxr_jax.accumulation": ("cxr_jax.models.layers", "cxr_jax.objectives.base"),
+    "cxr_jax.state": (
+        *("cxr_jax.accumulation", "cxr_jax.models.layers", "cxr_jax.objectives.base"),
+        *("cxr_jax.optim", "cxr_jax.sharding"),
+    ),
+    "cxr_jax.planning": ("cxr_jax.objectives.base", "cxr_jax.sharding", "cxr_jax.state"),
     "cxr_jax.config": ("cxr_jax.config_reading", "cxr_jax.data.records"),
     "cxr_jax.config_reading": (),
     "data_prep": ("cxr_jax.data.records", "cxr_jax.data.remote"),

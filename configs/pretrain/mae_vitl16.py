@@ -37,6 +37,7 @@ def get_config():
                 "init": "xavier",
                 "scan": True,
                 "remat": "full",
+                "attention": "plain",
             },
             "decoder": {"width": 512, "depth": 8, "num_heads": 16},
             "crop": {
@@ -58,6 +59,7 @@ def get_config():
                 "warmup_frac": 40 / 800,
                 "weight_decay": 0.05,
                 "betas": (0.9, 0.95),
+                "first_moment_dtype": "param",
                 "clip_norm": 0.0,
             },
         }

@@ -62,6 +62,7 @@ def get_config():
                 "pos_resize": "offset",
                 "scan": True,
                 "remat": "none",
+                "attention": "plain",
             },
             "heads": {
                 "dino_head": {"hidden": 512, "bottleneck": 256, "num_prototypes": 256},
@@ -115,6 +116,7 @@ def get_config():
                 "cooldown_frac": 0.2,
                 "weight_decay": (0.04, 0.2),
                 "betas": (0.9, 0.999),
+                "first_moment_dtype": "param",
                 "clip_norm": 3.0,
                 "patch_embed_lr_mult": 0.2,
                 "layer_decay": 1.0,

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from cxr_jax.config import call, require
 from cxr_jax.experiments import mae, self_distillation, supervised
 from cxr_jax.experiments.base import Experiment
+from cxr_jax.objectives.base import Objective
 
 BUILDERS = {"self_distillation": self_distillation.build, "mae": mae.build, "supervised": supervised.build}
 
@@ -26,3 +27,13 @@ def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment
     # Shapes only: a model that cannot be built is told here, as a matter of the config.
     call(jax.eval_shape, "model", {}, fun=experiment.objective.init, key=jax.random.key(0))
     return experiment
+
+
+def build_plain(config: ConfigDict) -> Objective:
+    """The objective of `config` without anything that is computed twice to save memory: what its model needs."""
+    plain = config.copy_and_resolve_references()
+    if "model" in plain:
+        plain.model.remat = "none"
+    if "prototype_chunks" in plain.objective:
+        plain.objective.prototype_chunks = 1
+    return build(plain).objective

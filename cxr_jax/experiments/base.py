@@ -108,5 +108,8 @@ def make_start(config: ConfigDict, model: dict[str, Any]) -> Callable[[TrainStat
 
 
 def pretraining_meta(name: str, model: dict[str, Any], timeline: Timeline) -> dict[str, Any]:
-    """What a checkpoint says of every pretraining, whatever its objective."""
-    return {"model": model, "objective": name, "timeline": asdict(timeline)}
+    """What a checkpoint says of every pretraining, whatever its objective.
+
+    How attention was computed is no part of the model: who opens the checkpoint may have another device.
+    """
+    return {"model": model | {"attention": "plain"}, "objective": name, "timeline": asdict(timeline)}

@@ -57,6 +57,7 @@ def mae_optimiser(
     weight_decay: float,
     clip_norm: float,
     betas: tuple[float, float],
+    first_moment_dtype: str,
 ):
     """MAE's AdamW: `base * batch / 256`, warm-up and cosine, constant decay of all but biases and norms.
 
@@ -71,4 +72,5 @@ def mae_optimiser(
         ),
         "weight_decay": lambda step: weight_decay,
     }
-    return optim.adamw(**schedules, betas=tuple(betas), clip_norm=clip_norm or None), schedules
+    options = {"betas": tuple(betas), "first_moment_dtype": first_moment_dtype}
+    return optim.adamw(**schedules, **options, clip_norm=clip_norm or None), schedules

@@ -13,16 +13,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cxr_jax import config as door
-from cxr_jax.checks import check_batch, check_counts, check_numbers, check_split
+from cxr_jax.checks import check_batch, check_counts, check_experiment, check_numbers
 from cxr_jax.collapse import CollapseWatch
 from cxr_jax.config import call, require
 from cxr_jax.data.source import Split, open_split
 from cxr_jax.evals.features import Geometry
-from cxr_jax.experiments import build
+from cxr_jax.experiments import build, build_plain
 from cxr_jax.experiments.base import Experiment
 from cxr_jax.models.layers import Layout
 from cxr_jax.objectives.base import Objective
 from cxr_jax.online_probe import OnlineProbe
+from cxr_jax.planning.chips import chip_of_device
+from cxr_jax.planning.step import batch_shapes, model_flops
 from cxr_jax.saving import Checkpoints
 from cxr_jax.sharding import make_layout, make_mesh
 
@@ -52,7 +54,7 @@ def prepare(config: ConfigDict, mesh: Mesh, saved: dict[str, Any] | None) -> Pre
     Raises ConfigError or DataError.
     """
     experiment = build(config, saved)
-    check_split(config, mesh, getattr(experiment.objective, "group_size", 1))
+    check_experiment(config, mesh, experiment.objective, experiment.meta["model"])
     split = open_data(config)
     geometry = Geometry(config.geometry.fit, config.geometry.image_size or experiment.meta["model"]["image_size"])
     layout = make_layout(mesh, config.dtypes.compute)
@@ -88,6 +90,17 @@ def online_probe(
         return {"probe": call(OnlineProbe, "probe", options, **given)}
 
 
+def flops_share_per_image(config: ConfigDict, mesh: Mesh, split: Split) -> float:
+    """FLOPs that an image costs, over those that all devices do in a second at their peak; 0 where that is unknown."""
+    chip = chip_of_device(mesh.devices.flat[0].device_kind)
+    if chip is None or not chip.flops:
+        return 0.0
+    canvas = split.manifest.canvas
+    sides = canvas["height"], canvas["width"]
+    batch = batch_shapes(mesh, config.batch_size, sides, len(config.data.targets))
+    return model_flops(build_plain(config), batch) / config.batch_size / (mesh.size * chip.flops)
+
+
 def collapse_watch(config: ConfigDict, objective: Objective, saved: dict[str, Any] | None) -> CollapseWatch:
     """The watch that `config.log` asks for, going on from the checkpoint's."""
     return call(
@@ -120,7 +133,7 @@ def check(config: ConfigDict, *, data: bool = True) -> None:
         experiment = prepare(config, mesh, None).experiment
     else:
         experiment = build(config)
-        check_split(config, mesh, getattr(experiment.objective, "group_size", 1))
+        check_experiment(config, mesh, experiment.objective, experiment.meta["model"])
     collapse_watch(config, experiment.objective, None)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints_of(config, Path(folder), mesh).close()

@@ -105,6 +105,7 @@ def dino_optimiser(
     frozen_backbone_frac: float,
     clip_norm: float,
     betas: tuple[float, float],
+    first_moment_dtype: str,
 ):
     """DINOv2's AdamW: sqrt-scaled rate, warm-up, cosine or constant with cool-down, tables by path.
 
@@ -120,6 +121,7 @@ def dino_optimiser(
     tx = optim.adamw(
         **schedules,
         betas=tuple(betas),
+        first_moment_dtype=first_moment_dtype,
         clip_norm=clip_norm,
         lr_tables=(
             ((r"/patch_embed/", patch_embed_lr_mult), (r".", 1.0)),

@@ -12,7 +12,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from cxr_jax.models.layers import Attention, Dtypes, Layout, draw_xavier, layer_norm, make_ffn, residual
+from cxr_jax.models.layers import (
+    WHOLE,
+    Attention,
+    Dtypes,
+    Layout,
+    Part,
+    draw_xavier,
+    layer_norm,
+    make_ffn,
+    residual,
+)
 from cxr_jax.models.rope import Rotation
 
 REMAT = {
@@ -27,13 +37,24 @@ class Block(nnx.Module):
     """Pre-norm Transformer block on a tuple of streams, with LayerScale and sample-subset drop path."""
 
     def __init__(
-        self, *, width, num_heads, ffn, layer_scale, drop_path, norm_epsilon=1e-6, dtypes: Dtypes, rngs: nnx.Rngs
+        self,
+        *,
+        width,
+        num_heads,
+        ffn,
+        layer_scale,
+        drop_path,
+        ffn_ratio: float = 4.0,
+        norm_epsilon=1e-6,
+        attention: str = "plain",
+        dtypes: Dtypes,
+        rngs: nnx.Rngs,
     ):
         self.drop_path, self.dtypes = drop_path, dtypes
         self.norm1 = layer_norm(width, dtypes=dtypes, epsilon=norm_epsilon, rngs=rngs)
-        self.attn = Attention(width, num_heads, dtypes=dtypes, rngs=rngs)
+        self.attn = Attention(width, num_heads, implementation=attention, dtypes=dtypes, rngs=rngs)
         self.norm2 = layer_norm(width, dtypes=dtypes, epsilon=norm_epsilon, rngs=rngs)
-        self.mlp = make_ffn(ffn, width, dtypes=dtypes, rngs=rngs)
+        self.mlp = make_ffn(ffn, width, ratio=ffn_ratio, dtypes=dtypes, rngs=rngs)
         self.has_layer_scale = layer_scale is not None
         if self.has_layer_scale:
             self.layer_scale1 = nnx.Param(jnp.full((width,), layer_scale, dtypes.param_dtype))
@@ -51,12 +72,12 @@ class Block(nnx.Module):
         x = self.mlp(self.norm2(x).astype(x.dtype))
         return self._scale(x, self.layer_scale2) if self.has_layer_scale else x
 
-    def __call__(self, streams, rotations, key, num_groups: int, layout: Layout):
+    def __call__(self, streams, rotations, key, num_groups: int, layout: Layout, part: Part = WHOLE):
         """One block. `key` None switches drop path off; each stream and residual draws its own rows."""
         out = []
         for i, (x, rotation) in enumerate(zip(streams, rotations, strict=True)):
             keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
-            options = {"rate": self.drop_path, "num_groups": num_groups}
+            options = {"rate": self.drop_path, "num_groups": num_groups, "part": part}
             x = residual(x, lambda y, r: self._attention(y, r, layout), key=keys[0], beside=rotation, **options)
             x = residual(x, lambda y, _: self._ffn(y), key=keys[1], **options)
             out.append(layout.rows(x))
@@ -88,12 +109,14 @@ def run_blocks(
     layout: Layout,
     scan: bool,
     remat: str,
+    part: Part = WHOLE,
     layers: slice = slice(None),
     summary: Callable[[tuple[Array, ...]], Any] = lambda streams: None,
 ) -> tuple[tuple[Array, ...], Any]:
     """Run the `layers` of a stack; returns the streams and `summary(streams)` after each layer, stacked.
 
-    `keys` (one per layer of the whole stack) switch drop path on, `rotations` are each stream's rotary positions.
+    `keys` (one per layer of the whole stack) switch drop path on, `rotations` are each stream's rotary positions. The
+    rows are the `num_groups` groups of a `part` of the batch.
     `scan` False unrolls the layers; `remat` is a key of `REMAT`.
     """
     graphdef, state = nnx.split(blocks)
@@ -102,7 +125,7 @@ def run_blocks(
     def body(streams, layer):
         weights, key = layer
         block = nnx.merge(graphdef, layout.weights(weights))
-        streams = block(streams, rotations, key, num_groups, layout)
+        streams = block(streams, rotations, key, num_groups, layout, part)
         return streams, summary(streams)
 
     if remat != "none":

@@ -10,7 +10,7 @@ Modules own no randomness (keys come with the call) and know no mesh (a `Layout`
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,16 @@ class Layout:
 
 
 IN_PLACE = Layout()
+
+
+class Part(NamedTuple):
+    """Which part of how many of a batch the rows at hand are: the groups `index`, `index + of`, ... (`parts`)."""
+
+    index: Any
+    of: int
+
+
+WHOLE = Part(0, 1)
 
 
 @dataclass(frozen=True)
@@ -162,12 +172,19 @@ def attend(
     return out[:, : lengths[0]]
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention; qkv kernel `[d, 3, h, d/h]`, projection `[h, d/h, d]`."""
+# Implementations of `attend`, and the multiple that each wants sequences padded to: cuDNN's gradient refuses odd ones.
+ATTENTION = {"plain": 1, "xla": 1, "cudnn": 2}
 
-    def __init__(self, width: int, num_heads: int, *, dtypes: Dtypes, rngs: nnx.Rngs):
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; qkv kernel `[d, 3, h, d/h]`, projection `[h, d/h, d]`.
+
+    `implementation` is a key of `ATTENTION`.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, implementation: str = "plain", dtypes: Dtypes, rngs: nnx.Rngs):
         head_width = width // num_heads
-        self.reduce_dtype = dtypes.reduce_dtype
+        self.reduce_dtype, self.implementation = dtypes.reduce_dtype, implementation
         self.qkv = Linear((width,), (3, num_heads, head_width), dtypes=dtypes, rngs=rngs)
         self.proj = Linear((num_heads, head_width), (width,), dtypes=dtypes, rngs=rngs)
 
@@ -176,7 +193,8 @@ class Attention(nnx.Module):
         q, k, v = (layout.heads(qkv[:, :, i]) for i in range(3))
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        return self.proj(attend(q, k, v, reduce_dtype=self.reduce_dtype))
+        kernel = {"implementation": self.implementation, "pad_to": ATTENTION[self.implementation]}
+        return self.proj(attend(q, k, v, reduce_dtype=self.reduce_dtype, **kernel))
 
 
 def draw_xavier(module: nnx.Module, rngs: nnx.Rngs) -> None:
@@ -214,11 +232,12 @@ class Mlp(nnx.Module):
         return self.w_out(jax.nn.gelu(self.w_in(x), approximate=False))
 
 
-def make_ffn(kind: str, width: int, *, dtypes: Dtypes, rngs: nnx.Rngs) -> nnx.Module:
-    """`swiglu` with inner width 2/3 of 4d rounded up to 8 (2,736 for ViT-L), or `mlp` with 4d."""
+def make_ffn(kind: str, width: int, *, ratio: float = 4.0, dtypes: Dtypes, rngs: nnx.Rngs) -> nnx.Module:
+    """`mlp` of inner width `ratio * width`, or `swiglu` with 2/3 of it rounded up to 8 (2,736 for ViT-L)."""
+    inner = int(ratio * width)
     if kind == "swiglu":
-        return SwiGLU(width, (4 * width * 2 // 3 + 7) // 8 * 8, dtypes=dtypes, rngs=rngs)
-    return Mlp(width, 4 * width, dtypes=dtypes, rngs=rngs)
+        return SwiGLU(width, (inner * 2 // 3 + 7) // 8 * 8, dtypes=dtypes, rngs=rngs)
+    return Mlp(width, inner, dtypes=dtypes, rngs=rngs)
 
 
 def kept_rows(rows: int, rate: float) -> int:
@@ -234,19 +253,24 @@ def residual(
     num_groups: int,
     key: Array | None,
     beside: Any = None,
+    part: Part = WHOLE,
 ) -> Float[Array, "rows t d"]:
     """`x + branch(x, beside)`, or with sample-subset drop path when a key is given.
 
     In each of `num_groups` equal groups of rows, `kept_rows` rows are drawn, only those go through the branch, and
     its output is scaled by rows/kept. Gathers are batched over groups, so they never leave a device that holds
     whole groups. Arrays in the tree `beside` lose the same rows, or hold for all of them if their first axis is 1.
+    Groups of a `part` of a batch lose the rows that they lose in the whole batch.
     """
     rows = x.shape[0] // num_groups
     kept = kept_rows(rows, rate)
     if key is None or kept == rows:
         return x + branch(x, beside)
     # Named float32: the same rows are drawn whether or not 64-bit mode is on.
-    order = jnp.argsort(jax.random.uniform(key, (num_groups, rows), jnp.float32), axis=1)[:, :kept]
+    noise = jax.random.uniform(key, (num_groups * part.of, rows), jnp.float32)
+    if part.of > 1:
+        noise = jax.lax.dynamic_index_in_dim(noise.reshape(num_groups, part.of, rows), part.index, 1, keepdims=False)
+    order = jnp.argsort(noise, axis=1)[:, :kept]
     grouped = x.reshape(num_groups, rows, *x.shape[1:])
 
     def take(leaf):

@@ -19,9 +19,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cxr_jax.models.blocks import INITS, REMAT, make_blocks, run_blocks
 from cxr_jax.models.layers import (
+    ATTENTION,
     IN_PLACE,
+    WHOLE,
     Dtypes,
     Layout,
+    Part,
     layer_norm,
     linear,
     trunc_normal,
@@ -49,6 +52,7 @@ class ViT(nnx.Module):
       positions: `learned`, `sincos` (MAE's fixed table, computed for every grid) or `rope` (DINOv3's, `rope`).
       patch_size, width, depth, num_heads: see `variants`.
       ffn: `swiglu` or `mlp`.
+      ffn_ratio: inner width of the `mlp` over the width; `swiglu` has 2/3 of that, hence as many parameters.
       num_registers: register tokens, 0 for none.
       layer_scale: initial LayerScale, or None for no LayerScale.
       norm_epsilon: epsilon of every LayerNorm: 1e-6 in DINOv2 and MAE, others in some public weights.
@@ -58,6 +62,8 @@ class ViT(nnx.Module):
         and registers N(0, 0.02).
       scan: run stacked layers by `lax.scan`; False unrolls them for debugging.
       remat: `none`, `full` or `dots`, what the backward pass recomputes.
+      attention: `plain` (softmax in the reduce dtype), or `xla` or `cudnn` (flash attention on GPUs, compute dtype
+        bfloat16), whose softmax is float32; see `layers.attend`.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class ViT(nnx.Module):
         depth: int,
         num_heads: int,
         ffn: str = "swiglu",
+        ffn_ratio: float = 4.0,
         num_registers: int = 4,
         layer_scale: float | None = 1e-5,
         norm_epsilon: float = 1e-6,
@@ -78,6 +85,7 @@ class ViT(nnx.Module):
         init: str = "trunc_normal",
         scan: bool = True,
         remat: str = "none",
+        attention: str = "plain",
         param_dtype: str = "float32",
         compute_dtype: str = "float32",
         reduce_dtype: str = "float32",
@@ -89,6 +97,7 @@ class ViT(nnx.Module):
             ("pos_resize", pos_resize, POS_RESIZE),
             ("init", init, INITS),
             ("remat", remat, tuple(REMAT)),
+            ("attention", attention, tuple(ATTENTION)),
         ):
             if value not in legal:
                 raise ValueError(f"model.{name}={value!r}: legal are {', '.join(legal)}")
@@ -130,6 +139,8 @@ class ViT(nnx.Module):
             width=width,
             num_heads=num_heads,
             ffn=ffn,
+            ffn_ratio=ffn_ratio,
+            attention=attention,
             layer_scale=layer_scale,
             drop_path=drop_path,
             norm_epsilon=norm_epsilon,
@@ -197,15 +208,16 @@ class ViT(nnx.Module):
         pooled_blocks: tuple[int, ...] = (),
         key: Array | None = None,
         num_groups: int = 1,
+        part: Part = WHOLE,
         layout: Layout = IN_PLACE,
     ) -> tuple[Features, ...] | tuple[tuple[Features, ...], tuple[Float[Array, "pooled _ d"], ...]]:
         """Encode each stream `[rows, H, W]`; masks (True = hidden) are `[rows, n]` or None per stream.
 
         `visible`, `[rows, k]` or None per stream, names for every row the k patches to encode, in this order; no
         other patch is computed. `key` switches drop path on, drawn within `num_groups` equal groups of consecutive
-        rows. Returns for each stream the `Features` of the last `blocks` blocks. With `pooled_blocks` (numbers from 0)
-        returns a pair: those, and for each stream the mean patch tokens after these blocks, before any norm, in the
-        reduce dtype.
+        rows, which are those of a `part` of the batch. Returns for each stream the `Features` of the last `blocks`
+        blocks. With `pooled_blocks` (numbers from 0) returns a pair: those, and for each stream the mean patch tokens
+        after these blocks, before any norm, in the reduce dtype.
         """
         if not all(0 <= block < self.depth for block in pooled_blocks):
             raise ValueError(f"pooled_blocks={pooled_blocks}: legal are 0 .. {self.depth - 1}, the blocks of the model")
@@ -215,7 +227,7 @@ class ViT(nnx.Module):
         keys = None if key is None else jax.random.split(key, self.depth)
         pool = self._mean_patches if pooled_blocks else lambda streams: None
 
-        options = {"rotations": rotations, "keys": keys, "num_groups": num_groups, "layout": layout}
+        options = {"rotations": rotations, "keys": keys, "num_groups": num_groups, "part": part, "layout": layout}
         run = partial(run_blocks, self.blocks, **options, scan=self.scan, remat=self.remat)
         # Only the blocks that are asked for leave all of their tokens behind.
         cut = self.depth if blocks == 1 else self.depth - blocks

@@ -19,12 +19,13 @@ from jaxtyping import Array, Float, Int
 from cxr_jax.data.augment import CropRecipe, random_crops
 from cxr_jax.data.geometry import denormalise
 from cxr_jax.data.masking import num_visible, random_masks
-from cxr_jax.models.layers import IN_PLACE, Layout
+from cxr_jax.models.layers import IN_PLACE, WHOLE, Layout, Part
 from cxr_jax.models.mae_decoder import MAEDecoder
 from cxr_jax.models.patches import patchify, unpatchify
 from cxr_jax.models.vit import Features, ViT
 from cxr_jax.objectives.base import Aux, Batch, Params
 from cxr_jax.objectives.monitors import second_moment, spread
+from cxr_jax.objectives.parts import Rows, take
 
 EPSILON = 1e-6
 NETWORKS = ("teacher", "student")
@@ -132,18 +133,46 @@ class MaskedAutoencoder:
         mean, std = patch_statistics(patches)
         return (patches - mean) / std
 
+    @property
+    def whole_batch_terms(self) -> tuple[str, ...]:
+        """None: every image has its own loss."""
+        return ()
+
+    def teach(
+        self, targets: Params, batch: Batch, key: Array, step: Array, *, parts: int = 1, layout: Layout = IN_PLACE
+    ) -> tuple[Array, Array, Array]:
+        """The views of the whole batch; nobody teaches."""
+        del targets, step, parts
+        return self.views(batch, key, layout)
+
     def loss(
         self, params: Params, targets: Params, batch: Batch, key: Array, step: Array, layout: Layout = IN_PLACE
     ) -> tuple[Float[Array, ""], Aux]:
-        """Squared error on the hidden patches of the global batch.
+        """Squared error on the hidden patches of the global batch, see `learn`."""
+        return self.learn(
+            params, targets, self.teach(targets, batch, key, step, layout=layout), key, step, layout=layout
+        )
+
+    def learn(
+        self,
+        params: Params,
+        targets: Params,
+        lesson: tuple[Array, Array, Array],
+        key: Array,
+        step: Array,
+        *,
+        part: Part = WHOLE,
+        layout: Layout = IN_PLACE,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Squared error on the hidden patches of a part of the batch.
 
         Metrics: the same error on visible patches (not trained); the variance of the hidden targets, which is the loss
         of painting their mean; the share of it that is explained (0 = learned nothing, 1 = perfect); and how far apart
         the encoder's tokens of visible patches lie, of all (`patch_spread`) and in the mean of an image
         (`mean_patch_spread`).
         """
-        del targets, step
-        crops, visible, place = self.views(batch, key, layout)
+        del targets, key, step
+        crops, visible, place = take(lesson, part, Rows(lesson[0].shape[0], layout))
         predicted, seen = self.predict(params, crops, visible, place, layout)
         wanted = self.targets_of(patchify(crops, self.model["patch_size"]))
         hidden = (place >= visible.shape[1]).astype(wanted.dtype)

@@ -13,6 +13,7 @@ images (masks, dropped rows, KoLeo neighbours), so no step ever moves activation
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cxr_jax.data.augment import CropRecipe
-from cxr_jax.models.layers import IN_PLACE, Layout
+from cxr_jax.models.layers import IN_PLACE, WHOLE, Layout, Part
 from cxr_jax.models.projection_head import ProjectionHead
 from cxr_jax.models.vit import Features, ViT
 from cxr_jax.objectives.base import Aux, Batch, Params
@@ -29,14 +30,27 @@ from cxr_jax.objectives.gram import NEGATIVES, gram_loss
 from cxr_jax.objectives.ibot import ibot_loss, ibot_products
 from cxr_jax.objectives.koleo import KOLEO_SCOPES, koleo_of_crops
 from cxr_jax.objectives.monitors import second_moment, spread
-from cxr_jax.objectives.prototypes import LogitChunks, cross_entropy, from_chunks, to_chunks
+from cxr_jax.objectives.parts import Rows, put_together, take
+from cxr_jax.objectives.prototypes import Assignment, LogitChunks, cross_entropy, from_chunks, to_chunks
 from cxr_jax.objectives.sinkhorn import sinkhorn, softmax_centre
 from cxr_jax.objectives.variance_covariance import variance_covariance_loss
-from cxr_jax.objectives.views import ViewRecipe, Views
+from cxr_jax.objectives.views import ViewRecipe, Views, hidden_patches
 
 Schedule = Callable[[Array], Array]
 CENTRINGS = ("sinkhorn", "softmax", "none")
 WEIGHTS = ("dino_weight", "ibot_weight", "koleo_weight", "gram_weight", "variance_weight", "covariance_weight")
+
+
+class Lesson(NamedTuple):
+    """What a step knows before the student looks: the views, the teacher's embeddings and assignments by head.
+
+    Rows are those of the whole batch. `aux` holds what is logged of the teacher, and mean logits for the centres.
+    """
+
+    views: Views
+    embeddings: dict[str, Array]
+    assignments: dict[str, Assignment]
+    aux: Aux
 
 
 @dataclass(frozen=True)
@@ -215,23 +229,22 @@ class SelfDistillation:
 
     def _logits(self, name: str, params: Params, tokens: Array, layout: Layout) -> LogitChunks:
         """Logits of `[..., d]` tokens over the prototypes of the head that serves `name`, in chunks."""
+        return self._chunks(name, params, self._apply(self._head_of(name), params)(tokens, layout), layout)
+
+    def _chunks(self, name: str, params: Params, embeddings: Array, layout: Layout) -> LogitChunks:
+        """Logits of `[..., e]` embeddings of that head."""
         head = self._head_of(name)
-        embeddings = self._apply(head, params)(tokens, layout)
         chunks = {p: to_chunks(value, self.prototype_chunks) for p, value in params[head]["prototypes"].items()}
         return LogitChunks(embeddings, chunks, self.heads[head].get("reduce_dtype", "float32"), layout)
 
-    def _distil(self, name: str, student: LogitChunks, teacher: LogitChunks, targets: Params, step: Array, **pairing):
-        """Cross-entropies of one loss; with softmax centring also this batch's mean logits, for the next centre."""
+    def _assign(self, name: str, teacher: LogitChunks, targets: Params, step: Array):
+        """The teacher's assignment of all rows; with softmax centring also their mean logits, for the next centre."""
         temperature = self.teacher_temperature(step).astype(teacher.reduce_dtype)
-        means = {}
         if self.centring == "sinkhorn":
-            assignment = sinkhorn(teacher, temperature)
-        else:
-            centre = targets["centres"][name] if self.centring == "softmax" else jnp.zeros(teacher.num_prototypes)
-            assignment, batch_means = softmax_centre(teacher, to_chunks(centre, self.prototype_chunks), temperature)
-            means = {name: from_chunks(batch_means)} if self.centring == "softmax" else {}
-        temperatures = {"student_temperature": self.student_temperature, "teacher_temperature": temperature}
-        return cross_entropy(student, teacher, assignment, **pairing, **temperatures), means
+            return sinkhorn(teacher, temperature), {}
+        centre = targets["centres"][name] if self.centring == "softmax" else jnp.zeros(teacher.num_prototypes)
+        assignment, means = softmax_centre(teacher, to_chunks(centre, self.prototype_chunks), temperature)
+        return assignment, {name: from_chunks(means)} if self.centring == "softmax" else {}
 
     def _optional_terms(self, targets, views, patches, pooled, layout) -> dict[str, tuple[float, Array]]:
         """Weight and value of the terms that are switched on, by name."""
@@ -246,49 +259,93 @@ class SelfDistillation:
             terms["covariance_loss"] = self.covariance_weight, covariance
         return terms
 
-    def loss(
-        self, params: Params, targets: Params, batch: Batch, key: Array, step: Array, layout: Layout = IN_PLACE
-    ) -> tuple[Float[Array, ""], Aux]:
-        """One step's loss over the global batch; see the module docstring."""
-        key_views, key_drop = jax.random.split(key)
+    @property
+    def whole_batch_terms(self) -> tuple[str, ...]:
+        """What is switched on here and has to see the student's whole batch at once, so that it cannot be cut."""
+        switched = {
+            "koleo_scope='global'": self.koleo_weight and self.koleo_scope == "global",
+            "koleo_start_spread": self.koleo_start_spread,
+            "regularised_blocks": self.regularised_blocks,
+        }
+        return tuple(name for name, on in switched.items() if on)
+
+    def teach(
+        self, targets: Params, batch: Batch, key: Array, step: Array, *, parts: int = 1, layout: Layout = IN_PLACE
+    ) -> Lesson:
+        """The teacher's share of a step: it sees the batch in `parts`, and assigns all of its rows at once."""
+        key_views, _ = jax.random.split(key)
         views = self.views(batch, key_views, layout)
         targets = jax.lax.stop_gradient(targets)
-        images, num_local = batch["image"].shape[0], len(self.crops) - 2
-        groups, reduce = images // self.group_size, views.weights.dtype
+        rows = Rows(views.positions.shape[0], layout)
 
-        (teacher,) = self._apply("backbone", targets)((views.global_crops,), layout=layout)
+        def look(part):
+            seen = views.of_part(part, rows)
+            (teacher,) = self._apply("backbone", targets)((seen.global_crops,), layout=layout)
+            hidden = hidden_patches(teacher.patches[0], seen.positions, layout)
+            tokens = {"dino_head": teacher.cls[0], "ibot_head": hidden}
+            embeddings = {name: self._logits(name, targets, x, layout).embeddings for name, x in tokens.items()}
+            cls = teacher.cls[0].astype(seen.weights.dtype)
+            metrics = {"feature_spread": spread(cls), "patch_spread": spread(teacher.patches[0].astype(cls.dtype))}
+            moments = {"teacher_cls": second_moment(cls), "teacher_patch": second_moment(hidden.astype(cls.dtype))}
+            return embeddings, Aux(metrics, {}, moments)
+
+        if parts == 1:
+            embeddings, aux = look(WHOLE)
+        else:
+            stacked, aux = jax.lax.map(lambda i: look(Part(i, parts)), jnp.arange(parts))
+            embeddings, aux = put_together(stacked, rows), jax.tree.map(lambda x: x.mean(0), aux)
+        assignments, means = {}, {}
+        for name, rows_of_head in embeddings.items():
+            teacher = self._chunks(name, targets, rows_of_head, layout)
+            assignments[name], mean = self._assign(name, teacher, targets, step)
+            means |= mean
+        return Lesson(views, embeddings, assignments, Aux(aux.metrics, means, aux.moments))
+
+    def learn(
+        self,
+        params: Params,
+        targets: Params,
+        lesson: Lesson,
+        key: Array,
+        step: Array,
+        *,
+        part: Part = WHOLE,
+        layout: Layout = IN_PLACE,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The student's share of a step, on a part of the batch; the loss of the batch is the mean over its parts."""
+        _, key_drop = jax.random.split(key)
+        targets = jax.lax.stop_gradient(targets)
+        rows = Rows(lesson.views.positions.shape[0], layout)
+        views, num_local = lesson.views.of_part(part, rows), len(self.crops) - 2
+        images, groups, reduce = views.global_crops.shape[0] // 2, views.positions.shape[0], views.weights.dtype
         encoded = self._apply("backbone", params)(
             (views.global_crops, views.local_crops),
             (views.mask, None),
             pooled_blocks=tuple(self.regularised_blocks),
             key=key_drop,
             num_groups=groups,
+            part=part,
             layout=layout,
         )
         (student, local), (pooled, _) = encoded if self.regularised_blocks else (encoded, (None, None))
+        temperatures = {
+            "student_temperature": self.student_temperature,
+            "teacher_temperature": self.teacher_temperature(step).astype(reduce),
+        }
 
-        def logits(name, student_tokens, teacher_tokens):
-            sides = (params, student_tokens), (targets, teacher_tokens)
-            return tuple(self._logits(name, networks, tokens, layout) for networks, tokens in sides)
-
-        def hidden(patches):
-            """The hidden patches of `[2b, n, d]` as rows `[groups * m, d]`, gathered within groups."""
-            grouped = patches.reshape(groups, -1, patches.shape[-1])
-            rows = jnp.take_along_axis(grouped, views.positions[:, :, None], axis=1)
-            return layout.rows(rows.reshape(-1, patches.shape[-1]))
+        def distil(name, tokens, **pairing):
+            teacher = self._chunks(name, targets, take(lesson.embeddings[name], part, rows), layout)
+            columns, *of_rows = lesson.assignments[name]
+            assignment = Assignment(columns, *take(of_rows, part, rows))
+            student = self._logits(name, params, tokens, layout)
+            return cross_entropy(student, teacher, assignment, **pairing, **temperatures)
 
         cls = student.cls[0].reshape(images, 2, -1)
         all_cls = jnp.concatenate([cls, local.cls[0].reshape(images, num_local, -1)], axis=1)
-        pairing = {"products": dino_products, "mass": jnp.asarray(dino_mass(num_local), reduce)}
-        dino, dino_means = self._distil(
-            "dino_head", *logits("dino_head", all_cls, teacher.cls[0]), targets, step, **pairing
-        )
+        dino = distil("dino_head", all_cls, products=dino_products, mass=jnp.asarray(dino_mass(num_local), reduce))
         dino_local, dino_global = dino_loss(dino.entropies)
-
-        teacher_hidden = hidden(teacher.patches[0])
-        pairing = {"products": ibot_products, "mass": jnp.ones((), reduce)}
-        sides = logits("ibot_head", hidden(student.patches[0]), teacher_hidden)
-        ibot, ibot_means = self._distil("ibot_head", *sides, targets, step, **pairing)
+        hidden = hidden_patches(student.patches[0], views.positions, layout)
+        ibot = distil("ibot_head", hidden, products=ibot_products, mass=jnp.ones((), reduce))
         ibot_term = ibot_loss(ibot.entropies, views.weights.reshape(-1), 2 * images)
 
         cls = cls.astype(reduce)
@@ -299,7 +356,6 @@ class SelfDistillation:
         optional = self._optional_terms(targets, views, student.patches[0].astype(reduce), pooled, layout)
         loss = self.dino_weight * (dino_local + dino_global) + self.ibot_weight * ibot_term + self.koleo_weight * koleo
         loss += sum(weight * value for weight, value in optional.values())
-        teacher_cls = teacher.cls[0].astype(reduce)
         metrics = {
             "dino_local_loss": dino_local,
             "dino_global_loss": dino_global,
@@ -311,13 +367,15 @@ class SelfDistillation:
             "ibot_teacher_entropy": ibot.teacher_entropy,
             "prototype_use": dino.prototype_use,
             "ibot_prototype_use": ibot.prototype_use,
-            "feature_spread": spread(teacher_cls),
-            "patch_spread": spread(teacher.patches[0].astype(reduce)),
+            **lesson.aux.metrics,
             "teacher_temperature": self.teacher_temperature(step),
             "ema": self.ema(step),
         }
-        moments = {
-            "teacher_cls": second_moment(teacher_cls),
-            "teacher_patch": second_moment(teacher_hidden.astype(reduce)),
-        }
-        return loss, Aux(metrics, dino_means | ibot_means, moments)
+        return loss, Aux(metrics, lesson.aux.carry, lesson.aux.moments)
+
+    def loss(
+        self, params: Params, targets: Params, batch: Batch, key: Array, step: Array, layout: Layout = IN_PLACE
+    ) -> tuple[Float[Array, ""], Aux]:
+        """One step's loss over the global batch; see the module docstring."""
+        lesson = self.teach(targets, batch, key, step, layout=layout)
+        return self.learn(params, targets, lesson, key, step, layout=layout)

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from cxr_jax.data.augment import CropRecipe, random_crops
 from cxr_jax.data.geometry import denormalise
 from cxr_jax.data.masking import block_masks, mask_counts
-from cxr_jax.models.layers import Layout
+from cxr_jax.models.layers import Layout, Part
 from cxr_jax.objectives.base import Batch
+from cxr_jax.objectives.parts import Rows, take
 
 
 class Views(NamedTuple):
@@ -25,6 +26,19 @@ class Views(NamedTuple):
     mask: Bool[Array, "two_b n"]
     positions: Int[Array, "groups m"]
     weights: Float[Array, "groups m"]
+
+    def of_part(self, part: Part, rows: Rows) -> "Views":
+        """The views of a part of the batch."""
+        return take(self, part, rows)
+
+
+def hidden_patches(
+    patches: Float[Array, "two_b n d"], positions: Int[Array, "groups m"], layout: Layout
+) -> Float[Array, "groups_m d"]:
+    """The hidden patches as rows, gathered within groups."""
+    grouped = patches.reshape(positions.shape[0], -1, patches.shape[-1])
+    rows = jnp.take_along_axis(grouped, positions[:, :, None], axis=1)
+    return layout.rows(rows.reshape(-1, patches.shape[-1]))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ SMOKE = ["--config=configs/smoke.py", "--workdir={tmp}/run"]
 RUN = [*SMOKE, "--config.data.path={data}"]
 HEAD = ["--config=configs/finetune/linear.py", "--workdir={tmp}/run", "--config.data.path={data}"]
 TARGET = "--config.data.targets=('Cardiomegaly',)"
+PLAN = ["--config=configs/smoke.py"]
 EVAL = ["--config=configs/eval/linear.py", "--workdir={tmp}/run", "--config.data.path={data}"]
 
 PROBE = [*RUN, "--config.probe.every_steps=5", "--config.probe.targets=('Cardiomegaly',)"]
@@ -162,6 +163,22 @@ CASES = {
     "probe_split": ("train", [*PROBE, "--config.probe.test_split=tset"], DATA, ("config.probe", "tset")),
     "probe_target": ("train", [*PROBE, "--config.probe.targets=('Lupus',)"], DATA, ("config.probe", "Lupus")),
     "probe_k": ("train", [*PROBE, "--config.probe.k=4000"], CONFIG, ("config.probe.k=4000",)),
+    "plan_nothing": ("plan", SMOKE[:1], CONFIG, ("--topology",)),
+    "plan_topology": ("plan", [*PLAN, "--topology=v5z:16x16"], CONFIG, ("--topology=v5z:16x16", "v5e:16x16", "h100")),
+    "plan_shape": ("plan", [*PLAN, "--topology=cpu:2x4"], CONFIG, ("2x4", "number of fake devices")),
+    "plan_mesh": ("plan", [*PLAN, "--topology=cpu:8", "--config.mesh.replica=3"], CONFIG, ("replica=3", "1, 2, 4, 8")),
+    "plan_batch": ("plan", [*PLAN, "--topology=cpu:8", "--config.batch_size=12"], CONFIG, ("multiple of 8", "8 and")),
+    "plan_tensor": ("plan", [*PLAN, "--topology=cpu:8", "--config.mesh.tensor=4"], CONFIG,
+                    ("config.mesh.tensor=4", "2 attention heads", "1, 2")),
+    "plan_key": ("plan", [*PLAN, "--topology=cpu:8", "--config.batchsize=8"], CONFIG, ("config.batch_size",)),
+    "plan_parts": ("plan", [*PLAN, "--topology=cpu:8", "--config.accumulate_steps=2"], CONFIG,
+                   ("config.accumulate_steps=2", "1 groups")),
+    "plan_dataset": ("plan", [*PLAN, "--topology=cpu:8", "--config.data.path={tmp}/nowhere"], DATA, ("nowhere",)),
+    "tensor": ("train", [*RUN, "--config.mesh.tensor=4"], CONFIG, ("config.mesh.tensor=4", "2 attention heads")),
+    "parts_koleo": ("train", [*RUN, "--config.mesh.fsdp=1", "--config.mesh.tensor=2", "--config.mesh.replica=4",
+                              "--config.accumulate_steps=2", "--config.objective.koleo_scope=global"],
+                    CONFIG, ("accumulate_steps=2", "koleo_scope='global'")),
+    "attention": ("train", [*RUN, "--config.model.attention=magic"], CONFIG, ("attention='magic'", "cudnn")),
     "convert_nothing": ("convert", [], CONFIG, ("--input", "--output")),
     "convert_no_run": ("convert", ["--input={tmp}/nowhere", "--output={tmp}/out"], CONFIG, ("nowhere",)),
     "convert_flag": ("convert", ["--input={tmp}/other_run", "--output={tmp}/out", "--fromat=hf"], CONFIG, ("fromat",)),

@@ -1,7 +1,7 @@
 """What a step computes, read from its program: dropped rows, hidden patches, one scan, one resize.
 
 Figures are printed (`pytest -s tests/efficiency`). Shapes are traced, never allocated, so ViT-L/16 is counted at its
-full size. tests/efficiency/flops.py does the counting and is itself tested first.
+full size. cxr_jax/planning/flops.py does the counting and is itself tested first.
 """
 
 from functools import cache, partial
@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from flops import dots, flops, scans, trace
 
 from cxr_jax.data.augment import multi_crop_recipes
 from cxr_jax.models.variants import variant
 from cxr_jax.models.vit import ViT
 from cxr_jax.objectives.self_distillation import SelfDistillation
+from cxr_jax.planning.flops import dots, flops, scans, trace
 
 # --- the counter itself ----------------------------------------------------------------------------------------------
 

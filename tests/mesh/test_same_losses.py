@@ -63,6 +63,20 @@ def test_float64_losses_are_those_of_one_device(single, many):
     assert max(differences[name] for name in LOSSES) < 1e-8, differences
 
 
+@pytest.mark.parametrize(("mesh", "parts"), [({"devices": 1}, 4), ({"replica": 2, "fsdp": 2, "tensor": 2}, 2)])
+def test_a_batch_in_parts_is_the_same_batch(single, float64, phantom_dataset, mesh, parts):
+    """Gradient accumulation: Sinkhorn sees the whole batch, groups lose the same rows; ten steps in float64."""
+    values, reference = single
+    config = tiny_config(dtype="float64", layer_scale=1e-5)
+    config.accumulate_steps = parts
+    one = mesh.pop("devices", None)
+    mesh = make_mesh(devices=jax.devices()[:one]) if one else make_mesh(**mesh)
+    training = TinyTraining(config, mesh, phantom_dataset)
+    differences = relative_differences(training.run(fresh_state(training, values)), reference)
+    assert max(differences[name] for name in LOSSES) < 1e-8, differences
+    assert differences["teacher_entropy"] < 1e-8 and differences["ibot_teacher_entropy"] < 1e-8
+
+
 def local_shapes(path: str, shape: tuple[int, ...], mesh) -> set[tuple[int, ...]]:
     """Every shape in which a parameter or its gradient may travel: whole or a shard, one layer of a stack or all."""
     spec = (*parameter_spec(path, shape, mesh), *(None,) * len(shape))[: len(shape)]

@@ -74,7 +74,9 @@ class TinyTraining:
     @cached_property
     def compiled_step(self) -> jax.stages.Compiled:
         layout = make_layout(self.mesh, self.config.dtypes.compute)
-        step = make_step(self.experiment.objective, self.experiment.tx, self.mesh, layout, self.experiment.schedules)
+        parts = {"accumulate_steps": self.config.accumulate_steps}
+        experiment = self.experiment
+        step = make_step(experiment.objective, experiment.tx, self.mesh, layout, experiment.schedules, **parts)
         return step.lower(self.abstract_state, next(self.batches()), jax.random.key(1)).compile(FAST_COMPILE)
 
     def run(self, state: TrainState) -> list[dict[str, float]]:

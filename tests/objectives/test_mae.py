@@ -192,6 +192,7 @@ def test_training_on_a_fixed_batch_lowers_the_loss(batch):
         weight_decay=0.05,
         clip_norm=0.0,
         betas=(0.9, 0.95),
+        first_moment_dtype="param",
     )
     mesh = make_mesh(devices=jax.devices()[:1])
     state = init_state(OBJECTIVE, tx, mesh, jax.random.key(0))
@@ -206,7 +207,7 @@ def test_training_on_a_fixed_batch_lowers_the_loss(batch):
 
 def test_the_optimiser_is_the_published_one(params):
     """Rate linear in the batch; warm-up 5 %; decay of all but biases and norms, at the rate of the step."""
-    options = {"final_learning_rate": 0.0, "clip_norm": 0.0, "betas": (0.9, 0.95)}
+    options = {"final_learning_rate": 0.0, "clip_norm": 0.0, "betas": (0.9, 0.95), "first_moment_dtype": "param"}
     tx, schedules = mae_optimiser(
         timeline=Timeline.fresh(800),
         batch_size=4096,

@@ -267,6 +267,7 @@ def test_four_training_steps_equal_pytorch():
             frozen_backbone_frac=0.0,
             clip_norm=clip,
             betas=(0.9, 0.999),
+            first_moment_dtype="param",
         )
         mesh = make_mesh(devices=jax.devices()[:1])
         key = jax.random.key(3)

@@ -67,6 +67,7 @@ def make_chain():
         frozen_backbone_frac=0.0,
         clip_norm=CLIP,
         betas=(0.9, 0.999),
+        first_moment_dtype="param",
     )
     return tx
 
