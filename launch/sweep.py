@@ -77,6 +77,8 @@ def check(runs: Sequence[Run], *, devices: int, data: bool) -> None:
         capture_output=True,
         text=True,
         check=False,
+        # Shapes need no memory, and other runs may be at work on the same GPUs.
+        env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
     )
     if answer.returncode:
         raise RuntimeError(f"the checks themselves failed:\n{answer.stderr}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch import collect
-from launch.collecting import table
+from launch.collecting import figure, table
 from launch.collecting.runs import find
 
 RATES, RATIOS, STEPS = (1e-3, 1e-2), (0.5, 0.75), 40
@@ -38,6 +38,7 @@ def write_run(folder, rate, ratio, steps=STEPS, total=STEPS):
     (folder / "run.json").write_text(json.dumps(about))
     values = losses(rate, ratio)[:steps]
     lines = [{"step": t, "loss": float(v), "learning_rate": rate} for t, v in enumerate(values)]
+    lines[5] |= {"probe_auroc_x": 0.9, "probe_auroc_x_low": 0.85, "probe_auroc_x_high": 0.95}
     probe = {"step": STEPS - 1, "probe_auroc_x": 0.7, "probe_auroc_x_low": 0.6, "probe_auroc_x_high": 0.8}
     if steps == STEPS:
         lines.append(probe)
@@ -75,6 +76,13 @@ def collected(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def without_figure(monkeypatch):
+    """Drawing takes longer than all else; one test looks at the figure."""
+    monkeypatch.setattr(figure, "draw", lambda runs, metrics: None)
+
+
+@pytest.mark.usefixtures("without_figure")
 def test_best_last_and_interval_of_every_run(collected, capsys):
     assert collect.main([f"--runs={collected}"]) == 0
     with (collected / "collected.csv").open() as file:
@@ -93,10 +101,14 @@ def test_best_last_and_interval_of_every_run(collected, capsys):
             assert row["state"] == ("finished" if rate < 0.01 else "stopped at 30")
     first = rows["rate=0.001,ratio=0.5"]
     assert (first["probe_auroc_x"], first["probe_auroc_x_low"], first["probe_auroc_x_high"]) == ("0.7", "0.6", "0.8")
+    assert (first["probe_auroc_x_best"], first["probe_auroc_x_best_step"]) == ("0.9", "5"), (
+        "the best AUROC is the highest"
+    )
     assert float(first["elsewhere/auroc_macro"]) == 0.9, "an evaluation outside belongs to the run that it names"
     assert "total_steps" not in table.varied(find([collected])[0]), "what all share is no column"
 
 
+@pytest.mark.usefixtures("without_figure")
 def test_half_written_and_damaged_runs_are_shown_and_told(collected, capsys):
     assert collect.main([f"--runs={collected}"]) == 0
     out, err = capsys.readouterr()
@@ -111,6 +123,7 @@ def test_half_written_and_damaged_runs_are_shown_and_told(collected, capsys):
         assert words in err
 
 
+@pytest.mark.usefixtures("without_figure")
 def test_csv_and_parquet_agree(collected, capsys):
     pyarrow = pytest.importorskip("pyarrow.parquet")
     assert collect.main([f"--runs={collected}"]) == 0
@@ -130,6 +143,7 @@ def test_the_page_holds_every_curve_and_loads_nothing(collected, capsys):
     assert (collected / "collected.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.usefixtures("without_figure")
 def test_metrics_are_chosen_by_pattern_and_unknown_ones_refused(collected, capsys, tmp_path):
     assert collect.main([f"--runs={collected}", "--metrics=learning*", f"--output={tmp_path}"]) == 0
     assert "learning_rate_best" in (tmp_path / "collected.csv").read_text().splitlines()[0]
@@ -139,6 +153,7 @@ def test_metrics_are_chosen_by_pattern_and_unknown_ones_refused(collected, capsy
     assert "--metrics=los: no run has it; legal are loss, " in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_figure")
 def test_two_runs_are_told_apart_by_config_and_environment(collected, capsys):
     names = "rate=0.001,ratio=0.5,rate=0.01,ratio=0.5"
     assert collect.main([f"--runs={collected}", f"--diff={names}"]) == 0
@@ -156,6 +171,7 @@ def test_best_means_lowest_for_losses_and_highest_for_scores(name, better):
     assert table.higher_is_better(name) == (better == "max")
 
 
+@pytest.mark.usefixtures("without_figure")
 def test_a_sweeps_plan_shows_runs_that_have_not_begun_or_failed(tmp_path, capsys):
     plan = []
     for name in ("a", "b", "c"):

@@ -1,13 +1,17 @@
 """What a sweep file can say, the names and commands that follow from it, and what is refused."""
 
+import ast
 import itertools
+from pathlib import Path
 
 import pytest
 
 from configs.sweeps import Stage, Sweep, chain, product, vary, zipped
+from cxr_jax.config_reading import read_config
 from launch.sweeping import slurm, xpk
 from launch.sweeping.runs import SweepError, load_sweep, read_manifest, resolve, run_name, short_keys, write_manifest
 
+ROOT = Path(__file__).parents[2]
 RATE, RATIO = "optim.base_learning_rate", "objective.mask_ratio"
 
 
@@ -74,6 +78,7 @@ def test_commands_carry_overrides_and_stages_start_from_their_run():
         "--config.data.path=D",
         "--config.optim.base_learning_rate=0.001",
     }
+    assert train.overrides == {"seed": 3, RATE: 1e-3}, "what the command line sets is no longer the sweep file's"
     assert {f"--config.init_from=out/{run.name}", "--config.data.path=D", "--config.data.targets=('sex:F',)"} < set(
         glori.arguments
     )
@@ -122,6 +127,16 @@ def test_a_sweep_file_may_take_an_argument(tmp_path):
         "    return Sweep(config='configs/smoke.py', runs=vary('seed', *range(int(seeds))))\n"
     )
     assert len(load_sweep(f"{file}:4").runs) == 4 and len(load_sweep(str(file)).runs) == 1
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/sweeps").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_stored_sweeps_have_legal_keys_and_say_how_to_run_them(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    runs = resolve(load_sweep(str(file)), "out", {"data.path": "D"})
+    for command in (command for run in runs for command in run.commands):
+        read_config([word for word in command.arguments if not word.startswith("--workdir=")])
+    docstring = ast.get_docstring(ast.parse(file.read_text()))
+    assert f"--sweep=configs/sweeps/{file.name}" in docstring and "launch.collect" in docstring
 
 
 def test_the_manifest_gives_the_runs_back(tmp_path):
