@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from cxr_jax import config as door
 from cxr_jax.accumulation import Divisible
 from cxr_jax.collapse import MODES
-from cxr_jax.config import call, require
+from cxr_jax.config import ConfigError, call, require
 from cxr_jax.evals.features import TOKENS
 from cxr_jax.objectives.base import Objective
 from cxr_jax.resume import ON_NONFINITE
@@ -107,7 +107,8 @@ def check_parts(config: ConfigDict, objective: Objective) -> None:
     if config.accumulate_steps == 1:
         return
     why = f"config.accumulate_steps={config.accumulate_steps}: {config.objective.name}"
-    require(isinstance(objective, Divisible), f"{why} cannot be cut into parts; legal is 1")
+    if not isinstance(objective, Divisible):
+        raise ConfigError(f"{why} cannot be cut into parts; legal is 1")
     terms = objective.whole_batch_terms
     require(not terms, f"{why} with {', '.join(terms)} looks at the whole batch at once; switch it off, or legal is 1")
 
