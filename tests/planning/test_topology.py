@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from configs.pretrain import chexfound_vitl16_pod
 from cxr_jax import plan
 from cxr_jax.config import ConfigError
 from cxr_jax.planning import topology as topologies
@@ -56,6 +57,14 @@ def test_without_its_compiler_fake_devices_stand_in(monkeypatch, name, package):
     topology, warning = plan.machine(name)
     assert topology.name == "cpu:8"
     assert f"pip install -r {package}" in warning and "planning for cpu:8 instead" in warning
+
+
+def test_what_stands_in_keeps_the_images_of_a_device():
+    """4,096 images on 256 chips are 16 each, and so 128 on eight devices."""
+    config = chexfound_vitl16_pod.get_config()
+    plan.stand_in(config, parse_topology("v5e:16x16"), parse_topology("cpu:8"))
+    assert config.batch_size == 128
+    assert dict(config.mesh) == {"replica": 1, "fsdp": -1, "tensor": 1}
 
 
 def test_an_unknown_topology_is_a_matter_of_the_config():
