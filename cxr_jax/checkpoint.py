@@ -89,6 +89,11 @@ def _why_no_run(path: Path) -> str:
         return "no such folder; name a run directory"
     if (path / MANIFEST_NAME).is_file():
         return "is a dataset; name a run directory"
+    if path.is_file() or (path / "config.json").is_file():
+        return (
+            "is no run directory; of PyTorch's weights make one first: "
+            f"python -m cxr_jax.convert --input={path} --output=RUN_DIR --format=cxr_jax"
+        )
     if path.parent.name == FOLDER:
         return (
             f"is one checkpoint; name its run directory, {path.parent.parent}, and the step {path.name} by its own key"

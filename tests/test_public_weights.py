@@ -103,6 +103,9 @@ def test_imported_weights_are_a_run_for_heads_and_evaluations(files, tmp_path):
     report = entry.convert(file, tmp_path / "run", format="cxr_jax", hints=Hints(num_heads=2))
     assert report["assumed"] == ["pos_resize=antialias", "normalisation of ImageNet"]
     config = linear.get_config()
+    config.init_from, config.data.targets = str(file), ("Effusion",)
+    with pytest.raises(ConfigError, match=r"make one first: python -m cxr_jax\.convert --input=.*--format=cxr_jax"):
+        build(config)
     config.init_from, config.data.targets, config.head.blocks = str(tmp_path / "run"), ("Effusion",), 1
     meta = build(config).meta
     assert meta["model"]["pos_resize"] == "antialias" and meta["pretrained"]["network"] == "student"
