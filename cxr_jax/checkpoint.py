@@ -27,6 +27,7 @@ from cxr_jax.sharding import path_name
 ARRAYS = ("params", "targets", "opt_state")
 FOLDER, TEACHERS = "checkpoints", "teachers"
 META_FILE = "metadata"  # as Orbax's JSON handler reads it
+META_FIELDS = {"config": dict, "items": list, "step": int}
 FORMAT = 2  # of what is written; 1 had no digests
 
 
@@ -133,11 +134,19 @@ def read_meta(run_dir: str | Path, step: int | None = None) -> dict[str, Any]:
         return meta
 
 
-def check_format(meta: dict[str, Any], what: str) -> None:
-    """Refuse what a newer version wrote, and items that no version writes."""
+def check_format(meta: Any, what: str) -> None:
+    """Refuse what a newer version wrote, what lacks a field that all versions write, and items that none writes.
+
+    Raises ConfigError for a newer one, else ValueError.
+    """
+    for name, kind in META_FIELDS.items():
+        if not isinstance(meta, dict) or not isinstance(meta.get(name), kind):
+            raise ValueError(f"meta has no {name}, or one that is no {kind.__name__}")
     found = meta.get("format", 1)
     if found > FORMAT:
-        raise ConfigError(f"{what}: was written by a newer version (format {found}; this one reads up to {FORMAT})")
+        raise ConfigError(
+            f"{what}: was written by a newer version (format {found}; this one reads up to {FORMAT}); update this one"
+        )
     unknown = [item for item in meta["items"] if item not in ARRAYS]
     if unknown:
         raise ConfigError(f"{what}: holds an item {unknown[0]!r}; legal are {', '.join(ARRAYS)}")

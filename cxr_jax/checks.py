@@ -42,6 +42,21 @@ def check_counts(config: ConfigDict) -> None:
     call(check_trackers, "log", {"names": config.log.trackers})
     for key in ("log.stall_secs", "checkpoint.every_secs"):
         require(flat[key] >= 0, f"config.{key}={flat[key]} must be at least 0; 0 switches it off")
+    # What is kept has to be saved first; keep_every_steps takes the nearest.
+    saving = config.checkpoint
+    for key, steps in (("keep_steps", saving.keep_steps), ("teacher_every_steps", (saving.teacher_every_steps,))):
+        never = [step for step in steps if step % saving.every_steps and step != config.total_steps]
+        require(
+            not never or bool(saving.every_secs),
+            f"config.checkpoint.{key}: {never} must be multiples of checkpoint.every_steps={saving.every_steps}; "
+            "nothing is saved at other steps",
+        )
+    metric = saving.best_metric
+    require(
+        not metric or bool(config.get("probe", {}).get("every_steps", 0)),
+        f"config.checkpoint.best_metric={metric!r}: scores come from the online probe, and "
+        "config.probe.every_steps is 0",
+    )
     every = flat.get(EXAMPLES, 0)
     require(every >= 0, f"config.{EXAMPLES}={every} must be at least 0; 0 shows the first batch at the start alone")
 

@@ -8,6 +8,7 @@ Exit codes: 0 done, 2 bad configuration or flags, 3 bad data, 4 told to stop and
 
 import contextlib
 import difflib
+import errno
 import fcntl
 import inspect
 import json
@@ -31,10 +32,12 @@ from ml_collections import ConfigDict, config_flags
 from cxr_jax.config_reading import ConfigError, as_text, diff, flatten, read_flags
 from cxr_jax.data.records import MANIFEST_NAME, DataError, WorkerError
 
-EXIT_ERROR, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED = 1, 2, 3, 4
+EXIT_ERROR, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
+# What a disk is to blame for.
+STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 # What the transports of collectives and JAX's coordination service say when a peer has died.
 PEER_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|heartbeat|UNAVAILABLE|NCCL.*(remote|closed)", re.I)
 
@@ -161,6 +164,13 @@ def run_entry(main: Callable[[], None]) -> None:
             _fail(error, error.exit_code)
         except WorkerError as error:
             _fail(error, EXIT_ERROR)
+        except KeyboardInterrupt:
+            _fail("stopped by Ctrl-C; the same command goes on from what was saved before", EXIT_INTERRUPTED)
+        except OSError as error:
+            if error.errno not in STORAGE_ERRNOS:
+                raise
+            where = error.filename or flags.FLAGS.workdir
+            _fail(f"{where}: {error.strerror}; mend the storage and start the same command again", EXIT_ERROR)
         except Exception as error:
             if not jax.distributed.is_initialized():
                 raise

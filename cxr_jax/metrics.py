@@ -22,6 +22,7 @@ from jaxtyping import Float
 from PIL import Image
 from tqdm import tqdm
 
+from cxr_jax.data.records import DataError
 from cxr_jax.trackers import TensorBoard, Writer
 
 ROUNDING = 16  # precisions of the largest eigenvalue, below which a second moment's eigenvalue is noise
@@ -105,16 +106,26 @@ def is_clock(name: str) -> bool:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop rows of `step` and later, and a torn last line, by an atomic replacement."""
+    """Drop rows of `step` and later, and a torn last line, by an atomic replacement.
+
+    Raises DataError for a line before the last that is no row: rows behind it would be lost.
+    """
     if not path.exists():
         return
+    try:
+        lines = path.read_bytes().decode(errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); move it away") from None
     kept = []
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["step"] < step:
+            earlier = row["step"] < step
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise DataError(f"{path}: line {number} is damaged ({line[:40]!r}); remove the line, or the file") from None
+        if earlier:
             kept.append(line)
     temporary = path.with_suffix(".jsonl.tmp")
     temporary.write_text("".join(line + "\n" for line in kept))

@@ -16,7 +16,8 @@ from cxr_jax.loop import NumericError
 FREE_KEYS = ("log.", "probe.", "checkpoint.", "mesh.", "numerics.", "allow_change", "data.path", "data.threads")
 FREE_KEYS += ("data.prefetch", "data.workers", "data.cache_")
 # What the shapes of the state follow from: no permission changes it.
-FIXED_KEYS = ("model.", "heads.", "decoder.", "head.", "objective.name", "seed")
+FIXED_KEYS = ("model.", "heads.", "decoder.", "head.", "objective.name", "seed", "dtypes.param")
+FIXED_KEYS += ("optim.first_moment_dtype",)
 CARRIED = ("data_skip", "init", "owed", "collapse", "rollbacks")
 ON_NONFINITE = ("stop", "rollback")
 
@@ -31,16 +32,23 @@ def check_same_config(saved: dict[str, Any], config: dict[str, Any], workdir: Pa
     require(not fixed, f"config.allow_change={allowed}: {', '.join(fixed)} cannot change within a run; start a new one")
     changed = door.diff(door.flatten(saved), door.flatten(config))
     changed = {key: values for key, values in changed.items() if not key.startswith(FREE_KEYS)}
-    named = {key: values for key, values in changed.items() if any(_within(key, name) for name in allowed)}
+    named = {
+        key: values
+        for key, values in changed.items()
+        if any(_within(key, name) for name in allowed) and not key.startswith(FIXED_KEYS)
+    }
     refused = {key: values for key, values in changed.items() if key not in named}
     text = "; ".join(f"config.{key} was {old!r} and is {new!r}" for key, (old, new) in list(refused.items())[:4])
     text += f"; and {len(refused) - 4} more" if len(refused) > 4 else ""
-    keys = "('" + "','".join(list(refused)[:4]) + "',)"
+    allowable = [key for key in refused if not key.startswith(FIXED_KEYS)][:4]
+    permission = ", or --config.allow_change=\"('" + "','".join(allowable) + "',)\""
     require(
         not refused,
-        f"{workdir} holds a run of another config: {text}; take another --workdir, the same values, or "
-        f'--config.allow_change="{keys}"',
+        f"{workdir} holds a run of another config: {text}; take another --workdir or the same values"
+        + (permission if len(allowable) == min(len(refused), 4) else ""),
     )
+    strange = [name for name in allowed if not any(_within(key, name) for key in door.flatten(config))]
+    require(not strange, f"config.allow_change={allowed}: {', '.join(strange)} is no key or section of the config")
     return named
 
 

@@ -40,7 +40,7 @@ from cxr_jax.checkpoint import (
     reading,
     shapes_by_path,
 )
-from cxr_jax.config import RunError
+from cxr_jax.config import STORAGE_ERRNOS, RunError
 from cxr_jax.sharding import replicated
 from cxr_jax.state import TrainState
 
@@ -162,7 +162,7 @@ class Checkpoints:
             manager.save(step, args=arguments, metrics=metrics, force=True)
             self._pending = True
         except ERRORS as error:
-            self._note_failure(error)
+            self._note_failure(error, manager)
         # After Orbax has its threads: on a CPU they would wait for the cores that this computes on.
         digests.set_result({item: digest.begin(tree, self._everywhere) for item, tree in items.items()})
 
@@ -172,7 +172,7 @@ class Checkpoints:
             try:
                 manager.wait_until_finished()
             except ERRORS as error:
-                self._note_failure(error)
+                self._note_failure(error, manager)
         if self._pending:
             self._failures, self._pending = 0, False
 
@@ -183,13 +183,13 @@ class Checkpoints:
             self._settle()
         return bool(self._failures)
 
-    def _note_failure(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception, manager: ocp.CheckpointManager) -> None:
         self._failures, self._pending = self._failures + 1, False
         self._why = _in_one_line(error)
         newest = self._manager.latest_step()
         kept = "there is none yet" if newest is None else f"the newest is of step {newest}"
-        for folder in (FOLDER, TEACHERS):
-            self._clean(folder)
+        # Not the other's folder: a save may be under way there.
+        self._clean(FOLDER if manager is self._manager else TEACHERS)
         if self._failures >= FAILURES:
             raise StorageError(
                 f"{self._run / FOLDER}: {self._failures} saves in a row failed ({self._why}); {kept}; mend the storage "
@@ -220,7 +220,7 @@ class Checkpoints:
         wanted = items_of(abstract)
         with reading(self._run, step, ", ".join(wanted)):
             saved = self._manager.item_metadata(step)
-            for item in sorted(set(wanted) - {"opt_state"}):
+            for item in sorted(wanted):
                 check_same_tree(shapes_by_path(saved[item].tree), wanted[item], f"{item} of step {step}")
             arrays = {
                 item: ocp.args.PyTreeRestore(
@@ -239,6 +239,7 @@ class Checkpoints:
             check_format(meta, f"{self._run}, step {step}")
             for item in wanted:
                 check_digests(restored[item], meta.get("digests", {}).get(item), item, self._everywhere)
+        self._forget_teachers(step + 1)
         state = TrainState(
             step=jax.device_put(np.asarray(step, np.int32), abstract.step.sharding),
             params=restored.params,
@@ -252,6 +253,12 @@ class Checkpoints:
         """Remove the checkpoints of `step` and later."""
         for newer in [found for found in self.steps() if found >= step]:
             self._manager.delete(newer)
+        self._forget_teachers(step)
+
+    def _forget_teachers(self, step: int) -> None:
+        """Remove the teachers of `step` and later: of a branch that the run has left."""
+        for newer in [found for found in (self._teachers.all_steps() if self._teachers else ()) if found >= step]:
+            self._teachers.delete(newer)
 
     def close(self) -> None:
         """Wait and release."""
@@ -297,9 +304,10 @@ def items_of(state: TrainState) -> dict[str, Any]:
 def _in_one_line(error: Exception) -> str:
     """What the storage said, without the path of every layer."""
     text = " ".join(str(error).split())
-    return (
-        os.strerror(error.errno) if isinstance(error, OSError) and error.errno else text[-200:] or type(error).__name__
-    )
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    known = next((why for why in map(os.strerror, STORAGE_ERRNOS) if why in text), "")
+    return known or text[:200] or type(error).__name__
 
 
 def _quiet_about_saves(args: threading.ExceptHookArgs) -> None:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from cxr_jax.data.records import DataError
 from cxr_jax.metrics import Clock, Metrics, cut_back, effective_rank
 
 ROWS, WIDTH = 64, 24
@@ -92,3 +93,22 @@ def test_the_clock_leaves_out_what_is_no_training(monkeypatch):
     clock.leave_out(8.0)
     clock.waited(1.0, 6)
     assert clock.read() == {"images_per_sec": 3.0, "data_wait_frac": 0.5}
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "lo', "", "5", '{"loss": 1}', "\x80"])
+def test_a_torn_last_line_is_cut(torn, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + torn.encode("latin1"))
+    cut_back(path, 2)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "lo', "5", '{"loss": 1}', "\x80"])
+def test_damage_before_the_last_line_is_told(torn, tmp_path):
+    """Rows behind it would be lost without a word."""
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"step": 1}\n' + torn.encode("latin1") + b'\n{"step": 2}\n'
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"metrics\.jsonl: line 2 is damaged"):
+        cut_back(path, 2)
+    assert path.read_bytes() == whole

@@ -45,12 +45,21 @@ def test_what_is_named_may_change(allow, changes, named, tmp_path):
         (("optim.clip",), {"optim.clip_norm": 1.0}, ("config.optim.clip_norm",)),
         (("model",), {"model.width": 32}, ("model cannot change within a run",)),
         (("heads.dino_head",), {}, ("heads.dino_head cannot change",)),
+        (("total_steps", "nonsense"), {}, ("nonsense is no key or section of the config",)),
+        (("dtypes",), {"dtypes.param": "bfloat16"}, ("config.dtypes.param was 'float32'",)),
     ],
 )
 def test_all_else_is_refused_with_the_difference(allow, changes, words, tmp_path):
     with pytest.raises(ConfigError) as error:
         check_same_config(*plain(saved_and_now(allow, **changes)), tmp_path)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_what_no_permission_changes_is_not_offered(tmp_path):
+    for changes in ({"seed": 1}, {"seed": 1, "batch_size": 64}, {"dtypes.param": "bfloat16"}):
+        with pytest.raises(ConfigError) as error:
+            check_same_config(*plain(saved_and_now((), **changes)), tmp_path)
+        assert "allow_change" not in str(error.value)
 
 
 def test_another_dataset_needs_permission():

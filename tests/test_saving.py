@@ -3,6 +3,7 @@
 The full disk is a tmpfs of a few MiB where this process may mount one, else a limit on the size of files.
 """
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -227,3 +228,50 @@ def test_uncompressed_holds_the_same(tmp_path, everywhere):
 def test_bad_options(options, named, tmp_path):
     with pytest.raises(ValueError, match=named):
         Checkpoints(tmp_path, **options)
+
+
+def test_a_teacher_that_cannot_be_saved_does_not_take_the_checkpoint_with_it(tmp_path, monkeypatch, capsys):
+    checkpoints = Checkpoints(tmp_path, keep=5, teacher_every_steps=10)
+    monkeypatch.setattr(checkpoints._teachers, "save", lambda *_, **__: (_ for _ in ()).throw(ValueError("teacher")))
+    checkpoints.save(make_state(10), META)
+    checkpoints.close()
+    assert checkpoint.steps_of(tmp_path) == [10]
+    assert "a save failed (teacher)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["restored", "rolled back"])
+def test_teachers_of_a_branch_that_was_left_are_forgotten(how, tmp_path, everywhere):
+    run_of(tmp_path, [10, 20, 30], keep=5, teacher_every_steps=10)
+    if how == "restored":
+        shutil.rmtree(tmp_path / "checkpoints/30")
+    checkpoints = Checkpoints(tmp_path, keep=5, teacher_every_steps=10)
+    if how == "restored":
+        checkpoints.restore(abstract(make_state(20), everywhere))
+    else:
+        checkpoints.delete_from(30)
+    assert checkpoint.steps_of(tmp_path, "teachers") == [10, 20]
+    checkpoints.save_and_wait(make_state(30, seed=1), META)
+    checkpoints.close()
+    left = checkpoint.read_item(tmp_path, "targets", 30)["backbone"]["w"]
+    np.testing.assert_array_equal(left, make_state(30, seed=1).targets["backbone"]["w"])
+    assert checkpoint.steps_of(tmp_path, "teachers") == [10, 20, 30]
+
+
+def test_another_optimiser_is_no_damage(tmp_path, everywhere):
+    """To obey `is damaged, remove it` would cost every good checkpoint in turn."""
+    run_of(tmp_path, [10])
+    wanted = dataclasses.replace(make_state(10), opt_state={"mu": jnp.zeros(3), "nu": jnp.zeros(3)})
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(ConfigError, match=r"of another architecture \(opt_state of step 10\): optimizer/nu is absent"):
+        checkpoints.restore(abstract(wanted, everywhere))
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    "spoilt", ['{"step": 10, "items": ["params"]}', '{"config": [], "step": 10, "items": []}', "5"]
+)
+def test_meta_without_its_fields_is_damage(spoilt, tmp_path):
+    run_of(tmp_path, [10])
+    (tmp_path / "checkpoints/10/meta/metadata").write_text(spoilt)
+    with pytest.raises(DataError, match=r"checkpoint 10 is damaged \(meta: meta has no config"):
+        checkpoint.read_meta(tmp_path)
