@@ -13,6 +13,12 @@ from cxr_jax.experiments import mae, self_distillation, supervised
 from cxr_jax.experiments.base import Experiment
 from cxr_jax.objectives.base import Objective
 
+# The sections that each objective reads besides those of every training.
+SECTIONS = {
+    "self_distillation": ("model", "heads", "crops"),
+    "mae": ("model", "decoder", "crop"),
+    "supervised": ("head", "crop"),
+}
 BUILDERS = {"self_distillation": self_distillation.build, "mae": mae.build, "supervised": supervised.build}
 
 
@@ -23,6 +29,12 @@ def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment
     """
     name = config.objective.name
     require(name in BUILDERS, f"config.objective.name={name!r}: legal are {', '.join(BUILDERS)}")
+    missing = [f"config.{section}" for section in SECTIONS[name] if section not in config]
+    require(
+        not missing,
+        f"config.objective.name={name!r} needs {', '.join(missing)}, which this config file lacks; start from one of "
+        "that objective",
+    )
     experiment = BUILDERS[name](config, saved)
     # Shapes only: a model that cannot be built is told here, as a matter of the config.
     call(jax.eval_shape, "model", {}, fun=experiment.objective.init, key=jax.random.key(0))
