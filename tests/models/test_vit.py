@@ -221,4 +221,4 @@ def test_impossible_settings_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         ViT(**MODEL | changes, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="vit_l16"):
-        variant("vit_h14")
+        variant("vit_xxl14")
