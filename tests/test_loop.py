@@ -104,7 +104,7 @@ def run(training, workdir, steps=10, *, state=None, data=None, meta=None, **chan
             key=jax.random.key(0),
             total_steps=steps,
             batch_size=4,
-            meta=meta or {},
+            meta={"config": {}} | (meta or {}),
             metrics=metrics,
             **options,
         )
