@@ -119,7 +119,7 @@ def run(training, workdir, *, probe, kill_at=None):
             raise KeyboardInterrupt
         return training.step(state, batch, key)
 
-    checkpoints, meta = saving.Checkpoints(workdir), {}
+    checkpoints, meta = saving.Checkpoints(workdir), {"config": {}}
     if checkpoints.latest_step() is None:
         state = training.state()
     else:
