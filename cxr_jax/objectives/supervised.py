@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from cxr_jax.data.augment import CropRecipe, random_crops
 from cxr_jax.data.geometry import denormalise
@@ -119,16 +119,33 @@ class Supervised:
         self, params: Params, targets: Params, batch: Batch, key: Array, step: Array, layout: Layout = IN_PLACE
     ) -> tuple[Float[Array, ""], Aux]:
         """Masked binary cross-entropy of every head, summed; metrics are per known label."""
-        del step
         key_crops, key_dropout = jax.random.split(key)
         crops = self._crops(batch, key_crops, layout)
         blocks = self.head.get("blocks", 4)
         features = jax.lax.stop_gradient(self.features(params, targets, crops, blocks=blocks, layout=layout))
-        logits = self.logits(params, features, key_dropout, layout)
-        per_head = masked_bce(logits, batch["labels"])
-        known = jnp.maximum((batch["labels"] >= 0).sum(), 1)
+        loss, metrics = self.head_loss(params, features, batch["labels"], key_dropout, layout, step=step)
+        return loss, Aux(metrics, {}, {})
+
+    def head_loss(
+        self,
+        params: Params,
+        features: Features,
+        labels: Shaped[Array, "b c"],
+        key: Array | None,
+        layout: Layout = IN_PLACE,
+        *,
+        step: Array | None = None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The summed loss of the whole grid on given features of at least `head["blocks"]` blocks, and its metrics.
+
+        `loss` is this behind crops and backbone, so heads that train on kept features do the same mathematics.
+        `key` draws dropout, None leaves it out; `step` is for losses that change during training.
+        """
+        del step
+        per_head = masked_bce(self.logits(params, features, key, layout), labels)
+        known = jnp.maximum((labels >= 0).sum(), 1)
         means = {f"bce_lr_{rate:g}": per_head[i] / known for i, rate in enumerate(self.learning_rates)}
-        return per_head.sum(), Aux({"bce_best": (per_head / known).min(), **means}, {}, {})
+        return per_head.sum(), {"bce_best": (per_head / known).min(), **means}
 
 
 def masked_bce(logits: Float[Array, "grid b c"], labels: Int[Array, "b c"]) -> Float[Array, "grid"]:
