@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from cxr_jax.data.augment_extra import apply_extra, check_extra
-from cxr_jax.data.geometry import apply_resize, normalise, resize_matrix
+from cxr_jax.data.augment_extra import GEOMETRIC, apply_extra, check_extra
+from cxr_jax.data.geometry import apply_resize, area_matrix, halved, normalise, resize_matrix, shrink_mask
 
 TRIES = 10  # torchvision's RandomResizedCrop gives up after ten draws and takes the centre.
 BLUR_TAPS = 9
@@ -162,9 +162,8 @@ def random_crop(
     key: Array, image: UInt8[Array, "H W"], size: Int[Array, "2"], recipe: CropRecipe, dtype
 ) -> Float[Array, "S S"]:
     """One augmented, normalised crop of one canvas."""
-    key_box, key_flip, key_jitter, key_blur, key_solarise, key_extra = jax.random.split(key, 6)
-    box = random_box(key_box, size, recipe.scale, recipe.aspect)
-    x = resized_crop(image, box, recipe.size, jax.random.bernoulli(key_flip, recipe.flip_prob), dtype)
+    (box, flip, key_extra), (key_jitter, key_blur, key_solarise) = _draw(key, size, recipe)
+    x = resized_crop(image, box, recipe.size, flip, dtype)
     x = apply_extra(key_extra, x, recipe.extra)
     if recipe.jitter_prob:
         x = jitter(key_jitter, x, recipe)
@@ -175,6 +174,29 @@ def random_crop(
     return normalise(x)
 
 
+def _draw(key: Array, size: Int[Array, "2"], recipe: CropRecipe):
+    """Where a crop lies (box, flip, the key of its extras), and the keys of what happens to its grey levels."""
+    key_box, key_flip, key_jitter, key_blur, key_solarise, key_extra = jax.random.split(key, 6)
+    box = random_box(key_box, size, recipe.scale, recipe.aspect)
+    flip = jax.random.bernoulli(key_flip, recipe.flip_prob)
+    return (box, flip, key_extra), (key_jitter, key_blur, key_solarise)
+
+
+def random_mask_crop(
+    key: Array, mask: UInt8[Array, "H W"], size: Int[Array, "2"], recipe: CropRecipe, dtype
+) -> Bool[Array, "S S"]:
+    """The mask of the crop that `random_crop` makes with the same key: the same box, flip and rotation.
+
+    True where at least half of what a pixel of the crop covers is 255.
+    """
+    ((top, left, height, width), flip, key_extra), _ = _draw(key, size, recipe)
+    rows = area_matrix(top, height, mask.shape[0], recipe.size, dtype)
+    columns = area_matrix(left, width, mask.shape[1], recipe.size, dtype)
+    share = shrink_mask(rows, mask, jnp.where(flip, columns[::-1], columns))
+    moves = {name: strength for name, strength in recipe.extra.items() if name in GEOMETRIC}
+    return halved(apply_extra(key_extra, share, moves))
+
+
 def random_crops(
     key: Array,
     images: UInt8[Array, "b H W"],
@@ -183,14 +205,28 @@ def random_crops(
     dtype="float32",
 ) -> tuple[Float[Array, "b _ _"], ...]:
     """One crop of every image by every recipe. The key of row r and recipe j is folded from both."""
+    return _of_every_row(random_crop, key, images, sizes, recipes, dtype)
 
-    def row(r, image, size):
+
+def random_mask_crops(
+    key: Array,
+    masks: UInt8[Array, "b H W"],
+    sizes: Int[Array, "b 2"],
+    recipes: tuple[CropRecipe, ...],
+    dtype="float32",
+) -> tuple[Bool[Array, "b _ _"], ...]:
+    """The masks of the crops that `random_crops` makes with the same key and recipes."""
+    return _of_every_row(random_mask_crop, key, masks, sizes, recipes, dtype)
+
+
+def _of_every_row(crop, key, canvases, sizes, recipes, dtype):
+    def row(r, canvas, size):
         row_key = jax.random.fold_in(key, r)
         return tuple(
-            random_crop(jax.random.fold_in(row_key, j), image, size, recipe, dtype) for j, recipe in enumerate(recipes)
+            crop(jax.random.fold_in(row_key, j), canvas, size, recipe, dtype) for j, recipe in enumerate(recipes)
         )
 
-    return jax.vmap(row)(jnp.arange(images.shape[0]), images, sizes)
+    return jax.vmap(row)(jnp.arange(canvases.shape[0]), canvases, sizes)
 
 
 def multi_crop_recipes(

@@ -42,6 +42,10 @@ def rotate_deg(key: Array, x: Crop, strength: float) -> Crop:
 EXTRA: dict[str, Callable[[Array, Crop, float], Crop]] = {"gamma": gamma, "rotate_deg": rotate_deg}
 
 
+# Those that move pixels: a mask takes them too.
+GEOMETRIC = ("rotate_deg",)
+
+
 def apply_extra(key: Array, x: Crop, strengths: Mapping[str, float]) -> Crop:
     """The extras that have a strength, in the table's order."""
     for place, (name, function) in enumerate(EXTRA.items()):

@@ -68,9 +68,13 @@ def train_batches(
     workers: int = 0,
     prefetch_to_device: int = 1,
     cache_decoded_mb: int = 0,
+    masks: bool = False,
     on_records: Callable[[int, dict[str, list]], None] | None = None,
 ) -> Iterator[dict]:
     """Global batches of steps `start_step .. total_steps`; starting late costs nothing.
+
+    With `masks` they have `mask [B,H,W]` uint8 of 0 and 255 on the canvas of the image, and `has_mask [B]`, see
+    `steps.load_rows`.
 
     `threads` decode up to `prefetch` whole batches ahead, here or, with `workers`, in each of so many processes, and
     `prefetch_to_device` more lie on the devices: their number alone bounds memory. `cache_decoded_mb` (MiB, shared out
@@ -91,6 +95,7 @@ def train_batches(
         threads=threads,
         cache_bytes=(cache_decoded_mb << 20) // max(workers, 1),
         name_all=on_records is not None,
+        masks=masks,
     )
     steps = iter(_ahead(grain.MapDataset.source(source)[start_step:], prefetch, workers))
 
@@ -161,7 +166,7 @@ def _placed(load: Callable[[], Any], depth: int) -> Iterator[Any]:
 
 
 def local_eval_batches(
-    split: Split, *, batch_size: int, sharding: NamedSharding, targets: Sequence[str] = ()
+    split: Split, *, batch_size: int, sharding: NamedSharding, targets: Sequence[str] = (), masks: bool = False
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches of `eval_batches`, on the host."""
     rows = local_rows(sharding, batch_size)
@@ -173,7 +178,7 @@ def local_eval_batches(
         def __getitem__(self, i):
             wanted = i * batch_size + rows
             valid = wanted < len(split)
-            loaded = load_rows(split, np.where(valid, wanted, i * batch_size).tolist(), targets)
+            loaded = load_rows(split, np.where(valid, wanted, i * batch_size).tolist(), targets, masks=masks)
             del loaded["image_id"]
             return loaded | {"valid": valid}
 
@@ -182,9 +187,10 @@ def local_eval_batches(
 
 
 def eval_batches(
-    split: Split, *, batch_size: int, sharding: NamedSharding, targets: Sequence[str] = ()
+    split: Split, *, batch_size: int, sharding: NamedSharding, targets: Sequence[str] = (), masks: bool = False
 ) -> Iterator[dict]:
     """Every row once, in order; the last batch is filled up with its first row, marked by `valid [b]` False."""
     rows = local_rows(sharding, batch_size)
-    for local in local_eval_batches(split, batch_size=batch_size, sharding=sharding, targets=targets):
+    options = {"batch_size": batch_size, "sharding": sharding, "targets": targets, "masks": masks}
+    for local in local_eval_batches(split, **options):
         yield to_global(local, rows, batch_size, sharding)

@@ -99,12 +99,14 @@ class Records:
         return record | {"labels": self._labels(record["labels"], part)}
 
     def brief(self, row: int) -> dict[str, Any]:
-        """`image` (JPEG bytes), `labels`, and the texts `image_id`, `source`, `view` and `sex` of record `row`."""
+        """`image` (JPEG bytes), `mask` (PNG bytes, empty where there is none), `labels`, and the texts `image_id`,
+        `source`, `view` and `sex` of record `row`."""
         payload, part = self._payload(row)
         fields = tf_example_pb2.Example.FromString(payload).features.feature
         record: dict[str, Any] = {name: fields[name].bytes_list.value[0].decode() for name in BRIEF_TEXTS}
         labels = self._labels(fields["labels"].int64_list.value, part)
-        return record | {"image": fields["image"].bytes_list.value[0], "labels": labels}
+        pictures = {name: fields[name].bytes_list.value[0] for name in ("image", "mask")}
+        return record | pictures | {"labels": labels}
 
 
 def union_manifest(manifests: Sequence[Manifest], weights: Sequence[int | float]) -> Manifest:

@@ -51,7 +51,7 @@ class Split:
         return self.records[row]
 
     def brief(self, i: int) -> dict:
-        """What a batch needs of row i: image (undecoded), image_id, labels, source, view, sex."""
+        """What a batch needs of row i: image and mask (undecoded), image_id, labels, source, view, sex."""
         return self.records.brief(int(self.rows[i]))
 
     @property
@@ -115,11 +115,13 @@ def open_split(
     targets: Sequence[str] = (),
     weights: Sequence[int | float] = (),
     cache_dir: str = "",
+    masks: bool = False,
 ) -> Split:
-    """Open a split; keep records whose fields equal `where` and, with `targets`, that know at least one of them.
+    """Open a split; keep records whose fields equal `where` and, with `targets`, that know at least one of them, and
+    with `masks`, that have a mask.
 
     `path` names one dataset folder, or several separated by commas; one on gs:// or s3:// is brought to `cache_dir`
-    first. Without `where` and `targets` no record but the first of each dataset is touched.
+    first. Without `where`, `targets` and `masks` no record but the first of each dataset is touched.
 
     Raises DataError for a missing or unfinished folder, an unknown split, field or target, and when nothing is left of
     a dataset; ValueError for `weights` that do not fit the folders and for a remote folder without `cache_dir`.
@@ -140,12 +142,13 @@ def open_split(
     manifest = union_manifest([part.manifest for part in parts], weights)
     records = Records(parts, manifest.vocabulary)
     check_targets(targets, manifest.vocabulary)
-    rows = _choose(records, where or {}, targets, manifest.vocabulary)
+    rows = _choose(records, where or {}, targets, manifest.vocabulary, masks)
     kept = np.diff(np.searchsorted(np.asarray(rows), records.starts))
     for folder, part, left in zip(folders, parts, kept, strict=True):
         if not left:
             asked = [f"{field}={value}" for field, value in (where or {}).items()]
             asked += [f"a known label of {', '.join(targets)}"] if targets else []
+            asked += ["a mask"] if masks else []
             sources = ", ".join(part.manifest.counts.get("source", {}))
             raise DataError(
                 f"{folder}: no record of split {split!r} has {' and '.join(asked)}; its sources are {sources}"
@@ -165,17 +168,17 @@ def _check_different(folders: Sequence[str], parts: Sequence[Shards]) -> None:
 
 
 def _choose(
-    records: Records, where: Mapping[str, str], targets: Sequence[str], vocabulary: Sequence[str]
+    records: Records, where: Mapping[str, str], targets: Sequence[str], vocabulary: Sequence[str], masks: bool
 ) -> Sequence[int] | np.ndarray:
     """Numbers of the records that fit, rising."""
     for field in where:
         if field not in FIELDS:
             raise DataError(f"data.where has the field {field!r}; legal are {', '.join(FIELDS)}")
-    if not where and not targets:
+    if not where and not targets and not masks:
         return range(len(records))
 
     def wanted(record):
-        matches = all(record[field] == value for field, value in where.items())
+        matches = all(record[field] == value for field, value in where.items()) and (not masks or record["mask"])
         return matches and (not targets or any(v != UNKNOWN_LABEL for v in target_values(record, targets, vocabulary)))
 
     return np.array([i for i in range(len(records)) if wanted(records.brief(i))], int)

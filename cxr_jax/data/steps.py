@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int8, UInt8
 
-from cxr_jax.data.decode import decode_to_canvas
+from cxr_jax.data.decode import decode_mask_to_canvas, decode_to_canvas
 from cxr_jax.data.records import UNKNOWN_LABEL
 from cxr_jax.data.source import Split, target_values
 
@@ -25,11 +25,22 @@ GRACE_SECS = 30  # how long a worker goes on after it was told to end
 
 
 class Row(NamedTuple):
-    """A row as it is kept: the image without its canvas, its labels, its name."""
+    """A row as it is kept: the image without its canvas, its labels, its name, its mask if it was asked for."""
 
     image: UInt8[np.ndarray, "h w"]
     labels: Int8[np.ndarray, " c"]
     image_id: str
+    mask: UInt8[np.ndarray, "h w"] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels."""
+        return self.image.nbytes + (0 if self.mask is None else self.mask.nbytes)
+
+    def copy(self) -> "Row":
+        """The same in memory of its own."""
+        mask = None if self.mask is None else self.mask.copy()
+        return self._replace(image=self.image.copy(), labels=self.labels.copy(), mask=mask)
 
 
 class DecodedCache:
@@ -51,10 +62,10 @@ class DecodedCache:
     def put(self, i: int, row: Row) -> None:
         """Keep a copy of row i if there is room."""
         with self._lock:
-            if i in self._rows or self._bytes + row.image.nbytes > self._max_bytes:
+            if i in self._rows or self._bytes + row.nbytes > self._max_bytes:
                 return
-            self._bytes += row.image.nbytes
-            self._rows[i] = row._replace(image=row.image.copy(), labels=row.labels.copy())
+            self._bytes += row.nbytes
+            self._rows[i] = row.copy()
 
     def __getstate__(self):
         # A worker process starts with an empty one.
@@ -64,21 +75,43 @@ class DecodedCache:
         self.__init__(max_bytes)
 
 
+def _put(pixels: UInt8[np.ndarray, "h w"] | None, canvas: UInt8[np.ndarray, "H W"]) -> None:
+    """Pixels into the top left of a canvas, zeros beyond; nothing but zeros where there are none."""
+    height, width = (0, 0) if pixels is None else pixels.shape
+    if pixels is not None:
+        canvas[:height, :width] = pixels
+    canvas[height:] = 0
+    canvas[:height, width:] = 0
+
+
 def load_row(
-    split: Split, i: int, targets: Sequence[str], canvas: UInt8[np.ndarray, "H W"], cache: DecodedCache | None
+    split: Split,
+    i: int,
+    targets: Sequence[str],
+    canvas: UInt8[np.ndarray, "H W"],
+    cache: DecodedCache | None,
+    mask_canvas: UInt8[np.ndarray, "H W"] | None = None,
 ) -> Row:
-    """Row i, decoded into the top left of `canvas`, zeros beyond."""
+    """Row i, decoded into the top left of `canvas`, zeros beyond; with `mask_canvas` its mask too, or zeros.
+
+    A cache holds rows that were all loaded with masks, or all without.
+    """
     row = cache.get(i) if cache else None
     if row:
-        height, width = row.image.shape
-        canvas[:height, :width] = row.image
-        canvas[height:] = 0
-        canvas[:height, width:] = 0
+        _put(row.image, canvas)
+        if mask_canvas is not None:
+            _put(row.mask, mask_canvas)
         return row
     record = split.brief(i)
     height, width = decode_to_canvas(record["image"], canvas, record["image_id"])
     labels = np.array(target_values(record, targets, split.manifest.vocabulary), np.int8)
-    row = Row(canvas[:height, :width], labels, record["image_id"])
+    mask = None
+    if mask_canvas is not None and record["mask"]:
+        decode_mask_to_canvas(record["mask"], mask_canvas, (height, width), record["image_id"])
+        mask = mask_canvas[:height, :width]
+    elif mask_canvas is not None:
+        _put(None, mask_canvas)
+    row = Row(canvas[:height, :width], labels, record["image_id"], mask)
     if cache:
         cache.put(i, row)
     return row
@@ -101,18 +134,26 @@ def load_rows(
     cache: DecodedCache | None = None,
     pool: ThreadPoolExecutor | None = None,
     threads: int = 1,
+    masks: bool = False,
 ) -> dict[str, Any]:
     """Decoded rows `{image [n,H,W] uint8, size [n,2] int32, index [n] int64, image_id [n]}`, and `labels [n,c] int8` of
-    `targets`; `threads` threads of `pool` share them."""
+    `targets`; `threads` threads of `pool` share them.
+
+    With `masks` also `mask [n,H,W] uint8`, 0 and 255 on the canvas of the image, and `has_mask [n] bool`: a row without
+    a mask has zeros, which do not mean that there is nothing to see.
+    """
     images = empty_canvases(len(rows), split.canvas)
+    mask_canvases = empty_canvases(len(rows), split.canvas) if masks else [None] * len(rows)
+    has_mask = np.zeros(len(rows), bool)
     sizes = np.zeros((len(rows), 2), np.int32)
     labels = np.full((len(rows), len(targets)), UNKNOWN_LABEL, np.int8)
     names = [""] * len(rows)
 
     def fill(share: Sequence[int]) -> None:
         for i in share:
-            row = load_row(split, rows[i], targets, images[i], cache)
+            row = load_row(split, rows[i], targets, images[i], cache, mask_canvases[i])
             sizes[i], labels[i], names[i] = row.image.shape, row.labels, row.image_id
+            has_mask[i] = row.mask is not None
 
     if pool:
         for _ in pool.map(fill, [range(first, len(rows), threads) for first in range(threads)]):
@@ -120,14 +161,16 @@ def load_rows(
     else:
         fill(range(len(rows)))
     loaded = {"image": images, "size": sizes, "index": np.asarray(rows, np.int64), "image_id": np.array(names, str)}
-    return loaded | ({"labels": labels} if targets else {})
+    loaded |= {"labels": labels} if targets else {}
+    return loaded | ({"mask": mask_canvases, "has_mask": has_mask} if masks else {})
 
 
 class StepSource:
     """Element t: the rows of global batch t that this process holds, decoded by `threads` threads.
 
     Up to `cache_bytes` of decoded pixels are kept. With `name_all`, element t also has `all_index [B]` and
-    `all_image_id [B]` of the whole global batch; rows that other processes hold are read for it, not decoded.
+    `all_image_id [B]` of the whole global batch; rows that other processes hold are read for it, not decoded. With
+    `masks`, `mask` and `has_mask` of `load_rows` come along.
     """
 
     def __init__(
@@ -143,10 +186,11 @@ class StepSource:
         threads: int = 1,
         cache_bytes: int = 0,
         name_all: bool = False,
+        masks: bool = False,
     ):
         self._split, self._batch_size, self._local_rows = split, batch_size, local_rows
         self._total_steps, self._data_skip, self._targets = total_steps, data_skip, tuple(targets)
-        self._threads, self._name_all = threads, name_all
+        self._threads, self._name_all, self._masks = threads, name_all, masks
         self._cache = DecodedCache(cache_bytes) if cache_bytes else None
         self._order = split.order(seed)
         self._pool = self._make_pool()
@@ -177,6 +221,7 @@ class StepSource:
             cache=self._cache,
             pool=self._pool,
             threads=self._threads,
+            masks=self._masks,
         )
         names = loaded.pop("image_id")
         if not self._name_all:
