@@ -23,7 +23,6 @@ COUNTS: tuple[str, ...] = ("batch_size", "accumulate_steps", "total_steps", "log
 COUNTS += ("checkpoint.every_steps", "checkpoint.keep")
 COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch", "checkpoint.keep_best", "numerics.max_rollbacks")
 NOT_NEGATIVE = ("data.workers", "data.prefetch_to_device", "data.cache_decoded_mb")
-PROTOCOLS = ("head", "linear_probe", "knn")  # of an evaluation
 NETWORKS = ("teacher", "student")
 EXAMPLES = "log.examples_every_steps"
 
@@ -137,9 +136,9 @@ def check_batch(config: ConfigDict, images: int) -> None:
     )
 
 
-def check_evaluation(config: ConfigDict) -> None:
+def check_evaluation(config: ConfigDict, protocols: tuple[str, ...]) -> None:
     """Refuse choices of an evaluation that there are not."""
-    for key, legal in (("protocol", PROTOCOLS), ("network", NETWORKS), ("probe.tokens", TOKENS)):
+    for key, legal in (("protocol", protocols), ("network", NETWORKS), ("probe.tokens", TOKENS)):
         found = door.flatten(config)[key]
         require(found in legal, f"config.{key}={found!r}: legal are {', '.join(legal)}")
     require(bool(config.init_from), "config.init_from is empty; name a run directory")

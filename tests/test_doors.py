@@ -41,6 +41,8 @@ CLOSED = {
     "cxr_jax.export": (*ENTRIES, *(f"cxr_jax.{name}" for name in ("loop", "optim", "state", "objectives", "evals"))),
     "launch": ("data_prep", "tests"),
 }
+# What a closed room may import all the same: an evaluation makes the heads that a run has trained.
+OPEN = {"cxr_jax.evals": ("cxr_jax.objectives.supervised",)}
 # `models` and `heads` describe networks: nothing but these and the standard library's plain parts.
 THIRD_PARTY = {"jax", "flax", "jaxtyping", "numpy"}
 PLAIN = {"collections", "dataclasses", "functools", "typing", "math"}
@@ -89,7 +91,9 @@ def test_imports_go_through_the_doors(path):
         assert not wrong, f"{module} may import of ours only {', '.join(legal)}, but imports {', '.join(sorted(wrong))}"
     for closed, doors in CLOSED.items():
         if inside(module, closed) and module not in ENTRIES:
+            legal = OPEN.get(closed, ())
             wrong = {name for name in ours if any(inside(name, door) for door in doors)}
+            wrong = {name for name in wrong if not any(inside(name, door) for door in legal)}
             assert not wrong, f"{module} must not import {', '.join(sorted(wrong))}"
     wrong = {name for name in ours if name in ENTRIES}
     assert not wrong or module in ENTRIES, f"{module} imports the entry {', '.join(sorted(wrong))}"

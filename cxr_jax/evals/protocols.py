@@ -25,10 +25,21 @@ FLOOR_CHUNK = 64
 
 @dataclass(frozen=True)
 class Scores:
-    """One column of a report: scores `[n, c]` of the test rows, and what was chosen on the selection rows."""
+    """One column of a report: scores of the test rows, and what was chosen on the selection rows.
+
+    Attributes:
+      test: `[n, c]`, NaN in the column of a class that had nothing to learn from.
+      chosen: what was chosen on the selection rows.
+      select: scores `[v, c]` of the selection rows, on which thresholds are chosen; None where there are none.
+      kind: `logit`, `probability`, or `score` for what is neither and cannot be calibrated.
+      features: frozen features `[rows, d]` by role, where the scores come from such.
+    """
 
     test: np.ndarray
     chosen: dict[str, Any]
+    select: np.ndarray | None = None
+    kind: str = "score"
+    features: dict[str, np.ndarray] | None = None
 
 
 def mean_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -52,14 +63,17 @@ def linear_probe_scores(
     probe = linear_probe.fit_linear_probe(
         features["train"], task.labels["train"], features["select"], task.labels["select"]
     )
-    return Scores(probe.scores(features["test"]), {"c": [fit.c for fit in probe.fits]})
+    select, test = (probe.scores(features[role]) for role in ("select", "test"))
+    return Scores(test, {"c": [fit.c for fit in probe.fits]}, select, "logit", features)
 
 
 def knn_scores(task: Task, model: dict[str, Any], params: dict, geometry: Geometry, *, k: int, tokens: str) -> Scores:
     """Nearest neighbours by cosine between `tokens`; nothing is chosen."""
     run = task.runner(backbone_function(model, blocks=1, tokens=tokens), geometry)
-    train, test = (run(task.splits[role], params)["features"] for role in ("train", "test"))
-    return Scores(knn.knn_scores(train, task.labels["train"], test, k=k), {"k": k})
+    features = {role: run(split, params)["features"] for role, split in task.splits.items()}
+    train, labels = features["train"], task.labels["train"]
+    select, test = (knn.knn_scores(train, labels, features[role], k=k) for role in ("select", "test"))
+    return Scores(test, {"k": k}, select, "probability", features)
 
 
 def floor_scores(task: Task, fit: str) -> Scores:
@@ -73,7 +87,7 @@ def floor_scores(task: Task, fit: str) -> Scores:
         return np.concatenate([np.asarray(shrink(rows["image"], rows["size"])) for rows in loaded])
 
     pixels = {role: images(split) for role, split in task.splits.items()}
-    scores, probe = floor.floor_scores(
+    test, select, probe = floor.floor_scores(
         pixels["train"], task.labels["train"], pixels["select"], task.labels["select"], pixels["test"]
     )
-    return Scores(scores, {"c": [fit.c for fit in probe.fits]})
+    return Scores(test, {"c": [fit.c for fit in probe.fits]}, select, "logit")

@@ -3,10 +3,8 @@
 In: a dataset, the names of three splits, a choice of rows and targets. Out: a `Task`, whose splits share no patient.
 """
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,16 +56,3 @@ def open_task(
 
     labels = {role: split.labels(targets) for role, split in opened.items()}
     return Task(opened, tuple(targets), labels, patients, runner)
-
-
-def write_predictions(path: Path, task: Task, scores: Mapping[str, np.ndarray]) -> None:
-    """One row a test image: who it is, its labels (empty = unknown), the scores `[n, c]` of every column."""
-    split = task.splits["test"]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = [f"{column}: {target}" for column in scores for target in task.targets]
-        writer.writerow(["image_id", "patient_id", *(f"label: {target}" for target in task.targets), *names])
-        for i in range(len(split)):
-            values = [f"{value:.6g}" for column in scores.values() for value in column[i]]
-            labels = ["" if label < 0 else int(label) for label in task.labels["test"][i]]
-            writer.writerow([split.text(i, "image_id"), task.patients["test"][i], *labels, *values])

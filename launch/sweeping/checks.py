@@ -24,6 +24,7 @@ from cxr_jax.checks import check_counts, check_evaluation, check_numbers
 from cxr_jax.config import EXIT_CONFIG, EXIT_DATA, ConfigError
 from cxr_jax.config_reading import read_config
 from cxr_jax.data.records import DataError
+from cxr_jax.evals.columns import PROTOCOLS
 from cxr_jax.experiments import prepare
 
 NUMBERS = (int, float)
@@ -67,7 +68,7 @@ def check_command(command: Mapping[str, Any], *, first: bool, data: bool) -> Con
             check_counts(config)
             check_numbers(config)
     else:
-        check_evaluation(config)
+        check_evaluation(config, tuple(PROTOCOLS))
     return config
 
 

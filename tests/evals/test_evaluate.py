@@ -1,6 +1,6 @@
 """What `cxr_jax.evaluate` calls its columns: no run may take the place of another."""
 
-from cxr_jax.evaluate import column_name
+from cxr_jax.evals.columns import column_name
 
 
 def test_runs_on_equal_networks_keep_columns_of_their_own():

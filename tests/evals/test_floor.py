@@ -53,16 +53,17 @@ def phantoms(rows, seed):
 
 def test_floor_solves_an_easy_task_and_repeats_itself():
     (train, train_y), (val, val_y), (test, test_y) = phantoms(120, 0), phantoms(40, 1), phantoms(80, 2)
-    scores, probe = floor_scores(train, train_y, val, val_y, test, components=20)
+    scores, val_scores, probe = floor_scores(train, train_y, val, val_y, test, components=20)
+    np.testing.assert_array_equal(val_scores, floor_scores(train, train_y, val, val_y, val, components=20)[0])
     assert auroc(scores[:, 0], test_y[:, 0]) > 0.9
     assert probe.fits[0].note is None
-    again, _ = floor_scores(train, train_y, val, val_y, test, components=20)
+    again, *_ = floor_scores(train, train_y, val, val_y, test, components=20)
     np.testing.assert_array_equal(scores, again)
 
 
 def test_components_are_capped_by_the_train_rows_and_unlearnable_classes_are_nan():
     (train, train_y), (val, val_y), (test, _) = phantoms(12, 0), phantoms(30, 1), phantoms(20, 2)
     columns = [np.concatenate([y, np.zeros_like(y)], axis=1) for y in (train_y, val_y)]
-    scores, probe = floor_scores(train, columns[0], val, columns[1], test, components=200)
+    scores, _, probe = floor_scores(train, columns[0], val, columns[1], test, components=200)
     assert np.isfinite(scores[:, 0]).all() and np.isnan(scores[:, 1]).all()
     assert "0 positives" in probe.fits[1].note

@@ -1,0 +1,165 @@
+"""The columns of a report: the evaluated run first, then what it has to be held against.
+
+In: a run (its `meta` and arrays) and a `Task`. Out: name -> `Scores`. `PROTOCOLS` is the table of how a run is scored: a
+new protocol is one function that makes the columns of runs and networks, and one line there. Hand-made features, which
+need no network, are added to every protocol alike.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cxr_jax import checkpoint
+from cxr_jax.config import RunError, require
+from cxr_jax.data.augment import CropRecipe
+from cxr_jax.evals import protocols
+from cxr_jax.evals.features import Geometry, random_backbone
+from cxr_jax.evals.protocols import Scores
+from cxr_jax.evals.task import ROLES, Task
+from cxr_jax.objectives.supervised import Supervised
+
+NETWORKS = {"teacher": "targets", "student": "params"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is evaluated: a run directory, the step of its checkpoint (None: the newest) and what that says of itself."""
+
+    run: str
+    step: int | None
+    meta: dict[str, Any]
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry that the checkpoint names."""
+        return Geometry(self.meta["geometry"]["fit"], self.meta["geometry"]["image_size"])
+
+
+def open_source(run: str, step: int | None = None) -> Source:
+    """Read what a run says of its checkpoint. Raises ConfigError when there is none, DataError when it is damaged."""
+    return Source(run, step, checkpoint.read_meta(run, step))
+
+
+def trained_head(meta: dict[str, Any]) -> Supervised:
+    """The objective of a fine-tuned run, from its checkpoint alone."""
+    head = dict(meta["head"])
+    name, crop = head.pop("name"), CropRecipe(size=meta["geometry"]["image_size"], scale=(1.0, 1.0))
+    return Supervised(meta["model"], name, head, tuple(meta["learning_rates"]), crop)
+
+
+def trained_networks(source: Source) -> tuple[dict, dict]:
+    """Parameters and targets of a fine-tuned run."""
+    params, targets = (checkpoint.read_item(source.run, item, source.step) for item in ("params", "targets"))
+    return params, targets
+
+
+def head_scores(source: Source, task: Task) -> Scores:
+    """The run's own heads: the learning rate with the best mean AUROC on the selection split scores the test split.
+
+    Raises ConfigError when the run has no head, or one for other targets.
+    """
+    meta = source.meta
+    require(meta["objective"] == "supervised", f"config.baselines.runs: {source.run} is not a fine-tuned run")
+    require(
+        tuple(meta["targets"]) == task.targets,
+        f"{source.run} was trained for {meta['targets']}, not for {list(task.targets)}",
+    )
+    objective = trained_head(meta)
+
+    def function(networks, images):
+        features = objective.features(*networks, images, blocks=objective.head["blocks"])
+        return {"logits": objective.logits(networks[0], features).swapaxes(0, 1)}
+
+    networks, run_split = trained_networks(source), task.runner(function, source.geometry)
+    logits = {role: run_split(task.splits[role], networks)["logits"] for role in ROLES[1:]}
+    grid = [
+        protocols.mean_auroc(logits["select"][:, i], task.labels["select"])
+        for i in range(len(objective.learning_rates))
+    ]
+    best = int(np.argmax(grid))
+    rates = dict(zip(map(str, objective.learning_rates), grid, strict=True))
+    chosen = {
+        "learning_rate": objective.learning_rates[best],
+        "selection_auroc": rates,
+        "pretrained": meta["pretrained"],
+    }
+    return Scores(logits["test"][:, best], chosen, logits["select"][:, best], "logit")
+
+
+def head_columns(
+    source: Source, task: Task, *, network: str, probe: Mapping[str, Any], runs: Collection[str], random: bool
+) -> dict[str, Scores]:
+    """The heads of a fine-tuned run and of the `runs` beside it."""
+    del network, probe, random  # a fine-tuned run holds one backbone, and brings its own random baseline as a run
+    columns = {column_name(source.run, source.meta, ()): head_scores(source, task)}
+    for run in runs:
+        other = open_source(run)
+        scores = head_scores(other, task)
+        columns[column_name(run, other.meta, columns)] = scores
+    return columns
+
+
+def probe_columns(
+    score: Callable[..., Scores],
+    options: tuple[str, ...],
+    source: Source,
+    task: Task,
+    *,
+    network: str,
+    probe: Mapping[str, Any],
+    runs: Collection[str],
+    random: bool,
+) -> dict[str, Scores]:
+    """Frozen features of the run's `network`, and with `random` of one that has seen nothing, under `score`."""
+    del runs  # `baselines.runs` are fine-tuned runs
+    meta, found = source.meta, checkpoint.network_of(source.meta, network)
+    if found != network:
+        print(f"{source.run} was trained without a teacher; its one network, the student, is evaluated")
+    params = checkpoint.read_item(source.run, NETWORKS[found], source.step)["backbone"]
+    backbones = {f"pretrained ({found})": params}
+    if random:
+        backbones["random network"] = random_backbone(meta["model"], seed=0)
+    chosen, columns = {name: probe[name] for name in options}, {}
+    for name, backbone in backbones.items():
+        try:
+            columns[name] = score(task, meta["model"], backbone, source.geometry, **chosen)
+        except ValueError as error:
+            where = f"{source.run}, step {meta['step']}, {name}"
+            raise RunError(f"{where}: its features cannot be scored: {error}") from None
+    return columns
+
+
+# Name of `config.protocol` -> columns of (source, task), given network, probe, runs and random by name.
+PROTOCOLS: dict[str, Callable[..., dict[str, Scores]]] = {
+    "head": head_columns,
+    "linear_probe": partial(probe_columns, protocols.linear_probe_scores, ("blocks", "tokens")),
+    "knn": partial(probe_columns, protocols.knn_scores, ("k", "tokens")),
+}
+
+
+def score_columns(
+    source: Source,
+    task: Task,
+    *,
+    protocol: str,
+    network: str,
+    probe: Mapping[str, Any],
+    runs: Collection[str],
+    random: bool,
+    floor: bool,
+) -> dict[str, Scores]:
+    """The evaluated run first, then the baselines asked for: other `runs`, a `random` network, the hand-made `floor`."""
+    columns = PROTOCOLS[protocol](source, task, network=network, probe=probe, runs=runs, random=random)
+    if floor:
+        columns["hand-made features"] = protocols.floor_scores(task, source.geometry.fit)
+    return columns
+
+
+def column_name(run: str, meta: dict[str, Any], taken: Collection[str]) -> str:
+    """What the report calls a fine-tuned run: its backbone, and where that is `taken`, the run as well."""
+    network = meta["pretrained"]["network"]
+    name = "random network" if network == "random" else f"pretrained ({network})"
+    return f"{name}, {run}" if name in taken else name
