@@ -1,8 +1,8 @@
 """The columns of a report: the evaluated run first, then what it has to be held against.
 
-In: a run (its `meta` and arrays) and a `Task`. Out: name -> `Scores`. `PROTOCOLS` is the table of how a run is scored: a
-new protocol is one function that makes the columns of runs and networks, and one line there. Hand-made features, which
-need no network, are added to every protocol alike.
+In: a run (its `meta` and arrays) and a `Task`. Out: name -> `Scores`. `PROTOCOLS` is the table of how a run is scored:
+a new protocol is one function that makes the columns of runs and networks, and one line there. Hand-made features,
+which need no network, are added to every protocol alike.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -26,7 +26,7 @@ NETWORKS = {"teacher": "targets", "student": "params"}
 
 @dataclass(frozen=True)
 class Source:
-    """What is evaluated: a run directory, the step of its checkpoint (None: the newest) and what that says of itself."""
+    """What is evaluated: a run directory, the step of its checkpoint (None: the newest), and what it says."""
 
     run: str
     step: int | None
@@ -151,7 +151,7 @@ def score_columns(
     random: bool,
     floor: bool,
 ) -> dict[str, Scores]:
-    """The evaluated run first, then the baselines asked for: other `runs`, a `random` network, the hand-made `floor`."""
+    """The evaluated run first, then the baselines asked for: other `runs`, a `random` network, the `floor`."""
     columns = PROTOCOLS[protocol](source, task, network=network, probe=probe, runs=runs, random=random)
     if floor:
         columns["hand-made features"] = protocols.floor_scores(task, source.geometry.fit)
