@@ -14,32 +14,19 @@ Rules kept here and nowhere else:
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
 
+from cxr_jax.evals.bootstrap import bootstrap, macro_means, resampled_weights, with_interval
 from cxr_jax.evals.ranking import rank, weighted_metrics
 
 METRICS = ("auroc", "auprc")
-RESAMPLES_PER_CHUNK = 128  # bounds the work array at n x 128 float64
 NOT_SCORED = "not scored (the classifier had nothing to learn this class from)"
-MIN_DEFINED_SHARE = 0.5  # of the resamples, for an interval to be given
-
-
-def resampled_weights(
-    patient_ids: Shaped[np.ndarray, "n"], resamples: int, seed: int
-) -> Iterator[Float[np.ndarray, "n r"]]:
-    """Draw patients with replacement and yield how often each row was drawn, some resamples at a time."""
-    patients, patient_of_row = np.unique(patient_ids, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, RESAMPLES_PER_CHUNK):
-        count = min(RESAMPLES_PER_CHUNK, resamples - start)
-        draws = rng.integers(len(patients), size=(count, len(patients)))
-        flat = (draws + len(patients) * np.arange(count)[:, None]).ravel()
-        times_drawn = np.bincount(flat, minlength=count * len(patients)).reshape(count, len(patients))
-        yield times_drawn.T.astype(np.float64)[patient_of_row]
+__all__ = ["compare", "evaluate", "require_disjoint_patients", "resampled_weights", "write_results"]
 
 
 def evaluate(
@@ -51,6 +38,7 @@ def evaluate(
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> dict:
     """All metrics of one score set, in the layout of `results.json`.
 
@@ -62,23 +50,26 @@ def evaluate(
       resamples: number of bootstrap draws; 0 gives no intervals.
       confidence: mass of the percentile interval.
       seed: of the draws.
+      groups: classes by the name of a group, such as head, medium and tail, whose means are given as well.
 
     Returns:
       `auroc_macro`, `auprc_macro` (numbers or null), `auroc_macro_interval`, `auprc_macro_interval` (`[low, high]`
       or null); `per_class`: name -> the same four without `_macro`, `undefined` (null or the reason), `prevalence`
-      (the AUPRC of a coin), `counts`, `resamples_left_out`; `classes_in_macro`; `counts`; `bootstrap`.
+      (the AUPRC of a coin), `counts`, `resamples_left_out`; `classes_in_macro`; `counts`; `bootstrap`; with
+      `groups`, `groups`: name -> `classes` and the means over them.
 
     Raises:
       ValueError: shapes disagree, a label is not 1, 0 or -1, a score is not finite, or a patient id is empty.
     """
     _check(scores, labels, patient_ids, class_names, resamples, confidence)
-    (points,), (samples,) = _points_and_samples([scores], labels, patient_ids, resamples, seed)
+    ((points, samples),) = _points_and_samples([scores], labels, patient_ids, resamples, seed)
     per_class = {
-        name: _class_entry(points[:, c], samples[:, c], scores[:, c], labels[:, c], patient_ids, confidence)
+        name: _values_and_intervals(points, samples, confidence, c)
+        | _class_entry(samples["auroc"][c], scores[:, c], labels[:, c], patient_ids)
         for c, name in enumerate(class_names)
     }
     return {
-        **_macro(points, samples, confidence),
+        **macro_means(points, samples, METRICS, confidence),
         "per_class": per_class,
         "classes_in_macro": _defined(per_class),
         "counts": {
@@ -87,7 +78,7 @@ def evaluate(
             "classes": len(class_names),
         },
         "bootstrap": _bootstrap_facts(points, samples, confidence, seed),
-    }
+    } | ({"groups": _group_means(points, samples, class_names, groups, confidence)} if groups else {})
 
 
 def compare(
@@ -115,17 +106,19 @@ def compare(
     """
     for values in (scores, baseline):
         _check(values, labels, patient_ids, class_names, resamples, confidence)
-    points, samples = _points_and_samples([scores, baseline], labels, patient_ids, resamples, seed)
-    point, sample = points[0] - points[1], samples[0] - samples[1]
+    ours, theirs = _points_and_samples([scores, baseline], labels, patient_ids, resamples, seed)
+    point, sample = (
+        {metric: one[metric] - other[metric] for metric in METRICS} for one, other in zip(ours, theirs, strict=True)
+    )
     per_class = {}
     for c, name in enumerate(class_names):
-        reasons = [_undefined_reason(values[:, c], labels[:, c]) for values in (scores, baseline)]
+        reasons = [undefined_reason(values[:, c], labels[:, c]) for values in (scores, baseline)]
         per_class[name] = {
-            **_values_and_intervals(point[:, c], sample[:, c], confidence),
+            **_values_and_intervals(point, sample, confidence, c),
             "undefined": reasons[0] or reasons[1],
         }
     return {
-        **_macro(point, sample, confidence),
+        **macro_means(point, sample, METRICS, confidence),
         "per_class": per_class,
         "classes_in_macro": _defined(per_class),
         "bootstrap": _bootstrap_facts(point, sample, confidence, seed),
@@ -163,29 +156,32 @@ def _plain(value):
 
 
 def _points_and_samples(score_sets, labels, patient_ids, resamples, seed):
-    """Point values `[sets, 2, c]` and bootstrap values `[sets, 2, c, resamples]`, NaN where undefined."""
-    num_rows, num_classes = labels.shape
-    rankings = [[rank(scores[:, c], labels[:, c]) for c in range(num_classes)] for scores in score_sets]
-
-    def values(weights):
-        out = np.full((len(score_sets), 2, num_classes, weights.shape[1]), np.nan)
-        for s, classes in enumerate(rankings):
-            for c, ranking in enumerate(classes):
-                if ranking is not None:
-                    out[s, :, c] = weighted_metrics(ranking, weights)
-        return out
-
-    points = values(np.ones((num_rows, 1)))[..., 0]
-    chunks = [values(weights) for weights in resampled_weights(patient_ids, resamples, seed)]
-    return points, np.concatenate([np.empty((*points.shape, 0)), *chunks], axis=-1)
+    """Of every score set, values `[c]` and bootstrap values `[c, resamples]` by metric, NaN where undefined."""
+    num_classes = labels.shape[1]
+    rankings = [rank(scores[:, c], labels[:, c]) for scores in score_sets for c in range(num_classes)]
+    functions = [ranking and partial(_ranked, ranking) for ranking in rankings]
+    points, samples = bootstrap(functions, METRICS, patient_ids, resamples=resamples, seed=seed)
+    cuts = [slice(s * num_classes, (s + 1) * num_classes) for s in range(len(score_sets))]
+    return [tuple({metric: table[metric][cut] for metric in METRICS} for table in (points, samples)) for cut in cuts]
 
 
-def _class_entry(points, samples, scores, labels, patient_ids, confidence) -> dict:
+def _ranked(ranking, weights):
+    return dict(zip(METRICS, weighted_metrics(ranking, weights), strict=True))
+
+
+def _group_means(points, samples, class_names, groups, confidence) -> dict:
+    means = {}
+    for name, classes in groups.items():
+        rows = [list(class_names).index(one) for one in classes]
+        means[name] = {"classes": list(classes), **macro_means(points, samples, METRICS, confidence, rows)}
+    return means
+
+
+def _class_entry(samples, scores, labels, patient_ids) -> dict:
     known = labels >= 0
     positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
     return {
-        **_values_and_intervals(points, samples, confidence),
-        "undefined": _undefined_reason(scores, labels),
+        "undefined": undefined_reason(scores, labels),
         "prevalence": positives / (positives + negatives) if positives + negatives else None,
         "counts": {
             "positives": positives,
@@ -195,11 +191,12 @@ def _class_entry(points, samples, scores, labels, patient_ids, confidence) -> di
             "patients": len(np.unique(patient_ids[known])),
             "positive_patients": len(np.unique(patient_ids[labels == 1])),
         },
-        "resamples_left_out": int(np.isnan(samples[0]).sum()),
+        "resamples_left_out": int(np.isnan(samples).sum()),
     }
 
 
-def _undefined_reason(scores, labels) -> str | None:
+def undefined_reason(scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> str | None:
+    """Why a class has no metrics; None if it has."""
     if not (labels >= 0).any():
         return "every label is unknown"
     if not (labels == 1).any():
@@ -213,43 +210,18 @@ def _defined(per_class) -> list[str]:
     return [name for name, entry in per_class.items() if entry["undefined"] is None]
 
 
-def _values_and_intervals(points, samples, confidence, suffix: str = "") -> dict:
-    entry = {}
-    for m, metric in enumerate(METRICS):
-        entry[metric + suffix] = None if np.isnan(points[m]) else float(points[m])
-        entry[f"{metric}{suffix}_interval"] = _interval(samples[m], confidence)
-    return entry
-
-
-def _interval(samples, confidence) -> list[float] | None:
-    """Percentile interval over the draws in which the value is defined; None if those are too few."""
-    defined = samples[~np.isnan(samples)]
-    if len(defined) == 0 or len(defined) < MIN_DEFINED_SHARE * len(samples):
-        return None
-    tail = (1.0 - confidence) / 2.0
-    return [float(value) for value in np.quantile(defined, [tail, 1.0 - tail])]
-
-
-def _macro(points, samples, confidence) -> dict:
-    means = _mean_over_classes(points), _mean_over_classes(samples)
-    return _values_and_intervals(*means, confidence, "_macro")
-
-
-def _mean_over_classes(values):
-    """Mean over the class axis (axis 1) of the defined entries, NaN where none is defined."""
-    defined = ~np.isnan(values)
-    count = defined.sum(axis=1)
-    total = np.where(defined, values, 0.0).sum(axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+def _values_and_intervals(points, samples, confidence, c) -> dict:
+    entries = [with_interval(metric, points[metric][c], samples[metric][c], confidence) for metric in METRICS]
+    return {key: value for entry in entries for key, value in entry.items()}
 
 
 def _bootstrap_facts(points, samples, confidence, seed) -> dict:
-    left_out = np.isnan(samples[0]) & ~np.isnan(points[0])[:, None]
+    left_out = np.isnan(samples["auroc"]) & ~np.isnan(points["auroc"])[:, None]
     return {
         "unit": "patient",
         "method": "percentile",
         "confidence": confidence,
-        "resamples": samples.shape[-1],
+        "resamples": samples["auroc"].shape[-1],
         "seed": seed,
         "resamples_with_a_class_left_out": int(left_out.any(axis=0).sum()),
     }
