@@ -48,7 +48,7 @@ def reading(run_dir: str | Path, step: int, what: str) -> Iterator[None]:
 def steps_of(run_dir: str | Path, folder: str = FOLDER) -> list[int]:
     """Steps of a run's complete checkpoints, rising."""
     folder = Path(run_dir).absolute() / folder
-    return sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()) if folder.is_dir() else []
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir())
 
 
 def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -58,8 +58,8 @@ def define_flags(*, workdir: bool = True) -> None:
     flags.DEFINE_string("workdir", None, "Run directory; made if absent, continued if it holds checkpoints.")
     flags.register_multi_flags_validator(
         ["workdir", "print_config"],
-        lambda given: given["workdir"] is not None or given["print_config"],
-        message="Flag --workdir must have a value other than None.",
+        lambda given: bool(given["workdir"]) or given["print_config"],
+        message="--workdir is missing or empty; name the run directory.",
     )
 
 

@@ -33,7 +33,7 @@ class NumericError(RunError):
 
     def __init__(self, step: int, what: str, advice: str = ""):
         super().__init__(f"step {step}: {what}" + (f"; {advice}" if advice else ""))
-        self.step, self.what = step, what
+        self.step, self.what, self.advice = step, what, advice
 
 
 @runtime_checkable

@@ -6,8 +6,8 @@
 In: a config and a topology, which need not be there. Out: a page of text, and with --output the same as JSON.
 
 The real training step is compiled by the machine's real compiler (libtpu, XLA for GPUs), on this computer's CPU.
-Topologies: see `planning.topology`. With --search, batch sizes and remat policies are tried. Exit codes: 0 it fits, 1
-it does not, 2 a bad config or flag.
+Topologies: see `planning.topology`. With --search, batch sizes and remat policies are tried; with --quick the TPU
+compiler tries less. Exit codes: 0 it fits, 1 it does not, 2 a bad config or flag.
 """
 
 import json
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from cxr_jax import config as door
 from cxr_jax.checks import check_counts, check_experiment, check_numbers
-from cxr_jax.config import ConfigError, RunError, call
+from cxr_jax.config import ConfigError, RunError, call, require
 from cxr_jax.data.records import read_manifest
 from cxr_jax.experiments import build, build_plain
 from cxr_jax.planning import report
@@ -35,7 +35,7 @@ from cxr_jax.planning.topology import (
     parse_topology,
     prepare,
 )
-from cxr_jax.sharding import make_mesh
+from cxr_jax.sharding import data_shards, make_mesh
 
 FALLBACK = "cpu:8"
 
@@ -51,6 +51,7 @@ def define_plan_flags() -> None:
     flags.DEFINE_float("price_per_chip_hour", 0.0, "Price of one chip for one hour, in any currency.", lower_bound=0)
     flags.DEFINE_integer("canvas_px", 1024, "Side of the canvases if config.data.path is empty.", lower_bound=1)
     flags.DEFINE_bool("search", False, "Try batch sizes and remat policies; tell the fastest that fits.")
+    flags.DEFINE_bool("quick", False, "Let the TPU compiler try less: a quarter of its time, a rougher plan.")
     flags.DEFINE_string("hlo", None, "Where to write the text of the compiled program.")
     flags.mark_flags_as_required(["topology"])
 
@@ -120,7 +121,8 @@ def planned(config: ConfigDict, topology: Topology, devices: list) -> dict[str, 
 
 
 def searched(config: ConfigDict, topology: Topology, devices: list) -> dict[str, Any]:
-    """The plan of the fastest variation that fits; else of the config itself, which does not."""
+    """The plan of the fastest variation that fits. Raises DoesNotFit when none does."""
+    require(bool(topology.chip.memory), f"--search: {topology.name} has no memory of its own that could be too small")
 
     def plan_of(remat, batch_size):
         variation = config.copy_and_resolve_references()
@@ -153,6 +155,8 @@ def main() -> None:
         print(f"warning: {warning}", file=sys.stderr)
         stand_in(config, parse_topology(options.topology), topology)
     devices = devices_of(topology)
+    if options.quick:
+        jax.config.update("jax_exec_time_optimization_effort", -1.0)
     print(f"compiling for {topology.name}: a minute or two for large models", flush=True)
     plan = (searched if options.search else planned)(config, topology, devices)
     print("\n".join(report.lines(plan)))

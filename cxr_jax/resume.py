@@ -89,7 +89,10 @@ def roll_back(
     """
     before: Sequence[dict[str, int]] = meta.get("rollbacks", ())
     usable = sorted(set(steps) - {entry["to_step"] for entry in before})
-    if len(before) >= limit or not usable:
+    if len(before) >= limit:
+        made = f"after {len(before)} rollbacks (numerics.max_rollbacks={limit})"
+        raise NumericError(error.step, f"{error.what}, {made}", error.advice)
+    if not usable:
         raise error
     good = usable[-1]
     data_skip = meta["data_skip"] + error.step + 1 - good

@@ -134,7 +134,7 @@ def make_layout(mesh: Mesh, compute_dtype: str) -> Layout:
 
     def heads(x):
         tensor = "tensor" if x.shape[-2] % mesh.shape["tensor"] == 0 else None
-        return constrain(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, None, tensor)))
+        return constrain(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, *[None] * (x.ndim - 3), tensor)))
 
     def gather(path, w):
         stored = parameter_spec(path, w.shape, mesh)

@@ -88,6 +88,8 @@ def main() -> None:
         for key, (old, new) in changed.items():
             print(f"  changed: config.{key} from {old!r} to {new!r}")
     if first >= config.total_steps:
+        if first_process:
+            print(f"nothing is left to do: config.total_steps={config.total_steps}; a longer run needs a larger one")
         return
     if first_process:
         facts = {name: meta[name] for name in ("fingerprint", "init")}

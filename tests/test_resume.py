@@ -108,7 +108,7 @@ def test_rolling_back_never_reads_a_batch_again():
     good, change = roll_back(NumericError(18, "x"), [10, 15], meta, 3)
     meta |= change
     assert good == 15 and len(meta["rollbacks"]) == 3
-    with pytest.raises(NumericError, match="step 19: x"):
+    with pytest.raises(NumericError, match=r"step 19: x, after 3 rollbacks \(numerics.max_rollbacks=3\)"):
         roll_back(NumericError(19, "x"), [10, 15, 17], meta, 3)
 
 

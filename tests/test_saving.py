@@ -275,3 +275,9 @@ def test_meta_without_its_fields_is_damage(spoilt, tmp_path):
     (tmp_path / "checkpoints/10/meta/metadata").write_text(spoilt)
     with pytest.raises(DataError, match=r"checkpoint 10 is damaged \(meta: meta has no config"):
         checkpoint.read_meta(tmp_path)
+
+
+def test_a_stray_file_is_no_checkpoint(tmp_path):
+    run_of(tmp_path, [1, 2])
+    (tmp_path / checkpoint.FOLDER / "300").write_text("not a checkpoint")
+    assert checkpoint.steps_of(tmp_path) == [1, 2] and checkpoint.find_step(tmp_path).name == "2"

@@ -42,9 +42,13 @@ class LogitChunks:
         return self.prototypes["g"].size
 
     def chunk(self, prototypes: dict[str, Array]) -> Float[Array, "*rows kc"]:
-        """Logits of one chunk, whose weights are gathered for it alone."""
+        """Logits of one chunk, whose weights are gathered for it alone; over devices as the rows are.
+
+        Left to the compiler, their gradient is computed where the prototypes lie, and sent to where the rows do.
+        """
         gathered = self.layout.weights({"prototypes": prototypes})["prototypes"]
-        return prototype_logits(self.embeddings, gathered["v"], gathered["g"], self.reduce_dtype)
+        logits = prototype_logits(self.embeddings, gathered["v"], gathered["g"], self.reduce_dtype)
+        return self.layout.heads(logits[..., None])[..., 0]
 
 
 class Assignment(NamedTuple):

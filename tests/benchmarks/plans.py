@@ -1,6 +1,6 @@
 """The plans that launch/PLANS.md shows, made again by the compilers; each takes a minute or several of two cores.
 
-    python tests/benchmarks/plans.py --output=DIR [--only=NAME,NAME]
+    python tests/benchmarks/plans.py --output=DIR [--only=NAME,NAME] [--quick]
 
 In: nothing but a Python with requirements-tpu.txt (and requirements-cuda.txt for h100). Out: DIR/NAME.json, and the
 rows of the tables on stdout. A plan that stands in DIR already is not made again.
@@ -69,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", default="", help="names of plans, comma-separated; default all")
+    parser.add_argument("--quick", action="store_true", help="as `cxr_jax.plan --quick`")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.only.split(",") if options.only else CASES:
@@ -82,6 +83,7 @@ def main() -> None:
                 f"--topology={topology}",
                 *arguments,
                 f"--output={file}",
+                *(["--quick"] if options.quick else []),
             ]
             subprocess.run([sys.executable, *command], cwd=ROOT, check=False, stdout=sys.stderr)
         print(row(name, json.loads(file.read_text())) if file.exists() else f"{name}: no plan", flush=True)

@@ -6,6 +6,8 @@ import jax
 import pytest
 
 from configs import smoke
+from cxr_jax import plan as entry
+from cxr_jax.config import ConfigError
 from cxr_jax.experiments import build
 from cxr_jax.planning import report
 from cxr_jax.planning.flops import distinct_flops, trace
@@ -117,7 +119,7 @@ def test_what_does_not_fit_is_told_by_how_much(plan):
 
 # --- the search, on a machine that holds 40 images with everything kept and 100 with nothing ------------------------
 
-HOLDS, SPEED = {"none": 40, "full": 100}, {"none": 10.0, "full": 8.0}
+HOLDS, SPEED = {"none": 40, "dots": 70, "full": 100}, {"none": 10.0, "dots": 9.0, "full": 8.0}
 
 
 def toy_plan(remat, batch_size):
@@ -140,3 +142,13 @@ def test_search_doubles_or_halves_and_takes_the_fastest(start, tried):
 def test_a_search_without_a_fit_ends():
     best, rows = search(lambda remat, size: toy_plan(remat, size + 1000), ("none",), 64, 16, lambda line: None)
     assert best is None and [row["batch_size"] for row in rows] == [1064, 1032, 1016]
+
+
+def test_the_entry_searches_in_whole_groups(monkeypatch):
+    """Every device gets whole groups of images; a machine without a memory has nothing to search for."""
+    monkeypatch.setattr(entry, "planned", lambda config, *_: toy_plan(config.model.remat, config.batch_size))
+    config, topology = tiny_config(), parse_topology("v5e:2x4")
+    best = entry.searched(config, topology, jax.devices())
+    assert best["batch_size"] % (8 * config.objective.group_size) == 0 and len(best["search"]) > 3
+    with pytest.raises(ConfigError, match=r"--search: cpu:8 has no memory"):
+        entry.searched(config, parse_topology("cpu:8"), jax.devices())
