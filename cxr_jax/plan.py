@@ -24,6 +24,7 @@ from cxr_jax.checks import check_counts, check_experiment, check_numbers
 from cxr_jax.config import ConfigError, RunError, call, require
 from cxr_jax.data.records import read_manifest
 from cxr_jax.experiments import build, build_plain
+from cxr_jax.experiments.prepare import needs_masks
 from cxr_jax.planning import report
 from cxr_jax.planning.search import POLICIES, search
 from cxr_jax.planning.step import Case, batch_shapes, plan_step
@@ -98,7 +99,9 @@ def make_case(config: ConfigDict, topology: Topology, devices: list) -> Case:
         schedules=experiment.schedules,
         mesh=mesh,
         topology=topology,
-        batch=batch_shapes(mesh, config.batch_size, canvas_of(config), len(config.data.targets)),
+        batch=batch_shapes(
+            mesh, config.batch_size, canvas_of(config), len(config.data.targets), needs_masks(experiment.objective)
+        ),
         batch_size=config.batch_size,
         total_steps=config.total_steps,
         compute_dtype=config.dtypes.compute,

@@ -19,7 +19,14 @@ from cxr_jax.config import call
 from cxr_jax.data.geometry import MEAN, STD
 from cxr_jax.data.pipeline import train_batches
 from cxr_jax.examples import Examples
-from cxr_jax.experiments.prepare import checkpoints_of, collapse_watch, flops_share_per_image, mesh_of, prepare
+from cxr_jax.experiments.prepare import (
+    checkpoints_of,
+    collapse_watch,
+    flops_share_per_image,
+    mesh_of,
+    needs_masks,
+    prepare,
+)
 from cxr_jax.metrics import Metrics
 from cxr_jax.phases import Phases
 from cxr_jax.preemption import Preemption
@@ -52,6 +59,7 @@ def main() -> None:
     prepared = prepare(config, mesh, saved)
     experiment, split, geometry = prepared.experiment, prepared.split, prepared.geometry
     objective, tx, layout = experiment.objective, experiment.tx, prepared.layout
+    masks = needs_masks(objective)
     evaluations = dict(prepared.evaluations)
 
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -106,6 +114,7 @@ def main() -> None:
             start_step=start_step,
             data_skip=data_skip,
             targets=config.data.targets,
+            masks=masks,
             **decoding | changes,
         )
 

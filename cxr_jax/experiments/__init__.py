@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cxr_jax.config import call, require
-from cxr_jax.experiments import mae, self_distillation, supervised
+from cxr_jax.experiments import mae, segmentation, self_distillation, supervised
 from cxr_jax.experiments.base import Experiment
 from cxr_jax.objectives.base import Objective
 
@@ -18,8 +18,14 @@ SECTIONS = {
     "self_distillation": ("model", "heads", "crops"),
     "mae": ("model", "decoder", "crop"),
     "supervised": ("head", "crop"),
+    "segmentation": ("head", "crop"),
 }
-BUILDERS = {"self_distillation": self_distillation.build, "mae": mae.build, "supervised": supervised.build}
+BUILDERS = {
+    "self_distillation": self_distillation.build,
+    "mae": mae.build,
+    "supervised": supervised.build,
+    "segmentation": segmentation.build,
+}
 
 
 def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment:

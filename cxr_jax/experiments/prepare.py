@@ -55,20 +55,25 @@ def prepare(config: ConfigDict, mesh: Mesh, saved: dict[str, Any] | None) -> Pre
     """
     experiment = build(config, saved)
     check_experiment(config, mesh, experiment.objective, experiment.meta["model"])
-    split = open_data(config)
+    split = open_data(config, needs_masks(experiment.objective))
     geometry = Geometry(config.geometry.fit, config.geometry.image_size or experiment.meta["model"]["image_size"])
     layout = make_layout(mesh, config.dtypes.compute)
     evaluations = online_probe(config, experiment.objective, geometry, mesh, layout)
     return Prepared(experiment, split, geometry, layout, evaluations)
 
 
-def open_data(config: ConfigDict) -> Split:
-    """The rows that `config.data` asks for; at least a batch of them."""
+def needs_masks(objective: Objective) -> bool:
+    """Whether an objective learns from masks, so that its batches bring them and rows without one are left out."""
+    return getattr(objective, "needs_masks", False)
+
+
+def open_data(config: ConfigDict, masks: bool) -> Split:
+    """The rows that `config.data` asks for, with `masks` those that have one; at least a batch of them."""
     require(bool(config.data.path), "config.data.path is empty; name a dataset folder made by data_prep.build")
     where = {field: value for field, value in config.data.where.items() if value}
     options = {name: config.data[name] for name in ("path", "split", "targets", "weights", "cache_dir")}
     with door.naming("data"):
-        split = call(open_split, "data", options, where=where)
+        split = call(open_split, "data", options, where=where, masks=masks)
     check_batch(config, len(split))
     return split
 
@@ -97,8 +102,9 @@ def flops_share_per_image(config: ConfigDict, mesh: Mesh, split: Split) -> float
         return 0.0
     canvas = split.manifest.canvas
     sides = canvas["height"], canvas["width"]
-    batch = batch_shapes(mesh, config.batch_size, sides, len(config.data.targets))
-    return model_flops(build_plain(config), batch) / config.batch_size / (mesh.size * chip.flops)
+    plain = build_plain(config)
+    batch = batch_shapes(mesh, config.batch_size, sides, len(config.data.targets), needs_masks(plain))
+    return model_flops(plain, batch) / config.batch_size / (mesh.size * chip.flops)
 
 
 def collapse_watch(config: ConfigDict, objective: Objective, saved: dict[str, Any] | None) -> CollapseWatch:

@@ -36,6 +36,7 @@ class Objective(Protocol):
     """What `loop` asks of an objective; nothing here knows an optimiser or a mesh.
 
     An objective with prototypes also has `num_prototypes`, a dict by loss (`dino`, `ibot`): see `cxr_jax.collapse`.
+    One that learns from masks has `needs_masks = True`: its batches then bring `mask` and `has_mask`.
     """
 
     def init(self, key: Array) -> Params:

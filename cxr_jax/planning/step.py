@@ -47,7 +47,7 @@ class Case:
     options: dict[str, Any]  # of `make_step`
 
 
-def batch_shapes(mesh: Mesh, batch_size: int, canvas: Sequence[int], num_targets: int) -> Shapes:
+def batch_shapes(mesh: Mesh, batch_size: int, canvas: Sequence[int], num_targets: int, masks: bool = False) -> Shapes:
     """The arrays of a training batch; `canvas` is height and width in px."""
     shapes = {
         "image": ((batch_size, *canvas), "uint8"),
@@ -56,6 +56,8 @@ def batch_shapes(mesh: Mesh, batch_size: int, canvas: Sequence[int], num_targets
     }
     if num_targets:
         shapes["labels"] = ((batch_size, num_targets), "int8")
+    if masks:
+        shapes |= {"mask": shapes["image"], "has_mask": ((batch_size,), "bool")}
     sharding = batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()}
 
