@@ -8,7 +8,6 @@ The first column is what the report is about; the others are what it has to be h
 hand-made floor). Whether it is better is read off the interval of the paired difference and said in words.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,13 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from cxr_jax.evals import figures
+from cxr_jax.evals.page import facts as _facts
+from cxr_jax.evals.page import interval as _range
+from cxr_jax.evals.page import number as _number
+from cxr_jax.evals.page import table as _table
+from cxr_jax.evals.page import text as _text
+from cxr_jax.evals.page import with_sign as _signed
+from cxr_jax.evals.page import write_page
 from cxr_jax.evals.ranking import curves
 from cxr_jax.evals.training_curves import collapse_sentences, training_panels
 
@@ -84,32 +90,7 @@ def write_report(
         ("method", "How these numbers were made", _method(columns[0], notes)),
         ("environment", "Environment", _facts(environment or {})),
     ]
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{key}">{_text(heading)}</a>' for key, heading, _ in sections)
-    body = "".join(f'<section id="{key}"><h2>{_text(head)}</h2>{part}</section>' for key, head, part in sections)
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    page = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<header><h1>{_text(title)}</h1><nav aria-label="Sections">{links}</nav></header>
-{_headline(columns, evaluated)}
-{body}
-<footer class="muted">Written by cxr_jax. For research; not a medical device.</footer>
-</main>
-</body>
-</html>
-"""
-    path = Path(path)
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_page(path, title=title, top=_headline(columns, evaluated), sections=sections)
 
 
 def _headline(columns, evaluated) -> str:
@@ -271,19 +252,6 @@ def _method(column, notes) -> str:
     return f'<ul class="reading">{items}</ul>'
 
 
-def _facts(facts: Mapping[str, object]) -> str:
-    rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
-    return f'<dl class="facts">{rows}</dl>' if rows else ""
-
-
-def _table(heads, rows, caption) -> str:
-    cells = "".join(f'<th scope="col">{head}</th>' for head in heads)
-    return (
-        f'<div class="card scroll"><table><caption>{caption}</caption><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
 def _mark(entry) -> str:
     """The mark of a class whose bootstrap has too few positive patients to draw from."""
     sparse = not entry["undefined"] and entry["counts"]["positive_patients"] < SPARSE_PATIENTS
@@ -311,22 +279,3 @@ def _difference_cell(difference, name: str | None) -> str:
         return "<td>–</td>"
     style = "" if interval is None else "higher" if interval[0] > 0 else "lower" if interval[1] < 0 else ""
     return f'<td><span class="{style}">{_signed(value)}</span> {_range(interval, signed=True)}</td>'
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _range(interval, *, signed: bool = False) -> str:
-    if interval is None:
-        return ""
-    low, high = (_signed(value) if signed else f"{value:.3f}" for value in interval)
-    return f'<span class="interval">[{low}, {high}]</span>'
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
