@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 from cxr_jax import config as door
 from cxr_jax.checks import check_evaluation
 from cxr_jax.config import call, require
-from cxr_jax.evals import classification, report
+from cxr_jax.evals import classification, mask_protocol, report
 from cxr_jax.evals.attention import attention_cases
-from cxr_jax.evals.columns import PROTOCOLS, open_source, score_columns
+from cxr_jax.evals.columns import PROTOCOLS, Source, open_source, score_columns
+from cxr_jax.evals.per_image_report import publish
 from cxr_jax.evals.predictions import write_predictions
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.task import ROLES, Task, open_task
@@ -53,6 +54,49 @@ def task_of(config: ConfigDict, meta: dict[str, Any]) -> Task:
     )
 
 
+def masked_of(config: ConfigDict, meta: dict[str, Any]) -> mask_protocol.Masked:
+    """The rows with masks that the config asks for; where it is silent, those that the run was trained for."""
+    data, trained = config.data, meta["config"]["data"]
+    where = {field: value or trained["where"].get(field, "") for field, value in data.where.items()}
+    return call(
+        mask_protocol.open_masked,
+        "data",
+        {"path": data.path or trained["path"], "cache_dir": data.cache_dir},
+        splits=dict(zip(ROLES, (data.train_split, data.select_split, data.split), strict=True)),
+        where={field: value for field, value in where.items() if value and value != "any"},
+        batch_size=config.batch_size,
+        sharding=batch_sharding(call(make_mesh, "mesh", dict(config.mesh))),
+    )
+
+
+# Protocols that score every image on its own: which rows they look at, and how.
+PER_IMAGE = {"segmentation": (masked_of, mask_protocol.score)}
+
+
+def score_each_image(config: ConfigDict, workdir: Path, source: Source) -> None:
+    """One of `PER_IMAGE` -> results.json, predictions.csv, report.html."""
+    open_rows, score = PER_IMAGE[config.protocol]
+    task = open_rows(config, source.meta)
+    asked = {"runs": config.baselines.runs, "floor": config.baselines.floor, "pictures": config.attention_images}
+    environment = door.environment()
+    lines = publish(
+        workdir,
+        score(source, task, **asked),
+        title=f"{config.protocol} of {Path(config.init_from).name}",
+        evaluated={
+            "run": str(config.init_from),
+            "checkpoint step": source.meta["step"],
+            "protocol": config.protocol,
+            "dataset fingerprint": task.splits["test"].manifest.fingerprint,
+            "rows": ", ".join(f"{role} {len(split)} of {split.name}" for role, split in task.splits.items()),
+        },
+        environment={"python": environment["python"], **environment["packages"]},
+        bootstrap=config.bootstrap.to_dict(),
+    )
+    print(*lines, sep="\n")
+    print(f"written: {workdir / 'results.json'}, {workdir / 'report.html'}, {workdir / 'predictions.csv'}")
+
+
 def tabulate(task: Task, columns: dict[str, Scores], bootstrap: dict[str, Any]) -> list[report.Column]:
     """Metrics of every column, and for all but the first the paired difference from it."""
     known = {"labels": task.labels["test"], "patient_ids": task.patients["test"], "class_names": task.targets}
@@ -79,9 +123,11 @@ def spoken_auroc(results: dict[str, Any]) -> str:
 def main() -> None:
     """Run, protocol -> columns of scores -> results.json, predictions.csv, report.html."""
     config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir)
-    check_evaluation(config, tuple(PROTOCOLS))
+    check_evaluation(config, (*PROTOCOLS, *PER_IMAGE))
     door.lock_workdir(workdir)
     source = open_source(config.init_from, None if config.step < 0 else config.step)
+    if config.protocol in PER_IMAGE:
+        return score_each_image(config, workdir, source)
     meta = source.meta
     require(
         config.protocol != "head" or meta["objective"] == "supervised",

@@ -42,7 +42,7 @@ CLOSED = {
     "launch": ("data_prep", "tests"),
 }
 # What a closed room may import all the same: an evaluation makes the heads that a run has trained.
-OPEN = {"cxr_jax.evals": ("cxr_jax.objectives.supervised",)}
+OPEN = {"cxr_jax.evals": ("cxr_jax.objectives.supervised", "cxr_jax.objectives.segmentation")}
 # `models` and `heads` describe networks: nothing but these and the standard library's plain parts.
 THIRD_PARTY = {"jax", "flax", "jaxtyping", "numpy"}
 PLAIN = {"collections", "dataclasses", "functools", "typing", "math"}

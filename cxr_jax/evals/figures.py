@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -202,6 +202,18 @@ def attention_overlay(
     alpha = 0.75 * np.clip(veil, 0.0, 1.0)[..., None]
     colour = (1 - alpha) * np.asarray(grey, dtype=np.float32)[..., None] + alpha * AMBER
     return _data_address(Image.fromarray(colour.round().astype(np.uint8))), peak
+
+
+def outlined(image: UInt8[np.ndarray, "h w"], masks: Sequence[Bool[np.ndarray, "h w"]], *, side: int = 320) -> str:
+    """Data address of the image with the outlines of at most two masks, the first white, the second amber."""
+    grey = _resized(image, side)
+    colour = np.repeat(np.asarray(grey)[..., None], 3, axis=-1)
+    for mask, ink in zip(masks, (np.full(3, 255.0), AMBER), strict=False):
+        inside = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(grey.size)) > 127
+        padded = np.pad(inside, 1)
+        deep = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        colour[inside & ~deep] = ink
+    return _data_address(Image.fromarray(colour))
 
 
 def _resized(image, side: int) -> Image.Image:

@@ -153,7 +153,7 @@ FLOOR_BIAS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 FLOOR_BLUR_PX = 1.5
 
 
-def floor_function(mean: Float[np.ndarray, "S S"], images: Float[Array, "b S S"]) -> Float[Array, "b k S S"]:
+def floor_function(mean: Float[Array, "S S"], images: Float[Array, "b S S"]) -> Float[Array, "b k S S"]:
     """The hand-made floor: where masks lie on average, and that lungs are dark.
 
         z = log(m / (1 - m)) - a (blur(x) - mean(x)) / std(x) + c

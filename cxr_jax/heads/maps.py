@@ -1,8 +1,9 @@
 """Maps of tokens `[b, h, w, c]`: the pieces that segmentation decoders are made of.
 
 In: patch tokens or maps in the compute dtype. Out: maps. Resizing and pooling are products with constant matrices, and
-a convolution is a matrix product over shifted copies: under `vmap` over a grid of heads all stay batched products,
-where a convolution with a kernel for each head would fall back to grouped ones.
+a convolution is a sum of matrix products of shifted maps: under `vmap` over a grid of heads all stay batched products.
+XLA turns convolutions with a kernel for each head into grouped ones. 3 x 3 from 128 to 32 channels on 28 x 28, 32
+images, four heads, forward and backward, once on two busy cores: 25 s, as a sum of products 2.4 s.
 """
 
 import jax
@@ -99,11 +100,14 @@ def convolve(
 
     @jax.checkpoint
     def product(x, kernel, bias):
-        height, width, edge = x.shape[1], x.shape[2], side // 2
+        height, width, edge, reduce = x.shape[1], x.shape[2], side // 2, dtypes.reduce_dtype
         padded = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-        shifts = [padded[:, i : i + height, j : j + width] for i in range(side) for j in range(side)]
-        flat = kernel.reshape(-1, kernel.shape[-1])
-        return linear(jnp.concatenate(shifts, axis=-1), flat, bias, 1, dtypes.reduce_dtype)
+        total = bias.astype(reduce)
+        for i in range(side):
+            for j in range(side):
+                shifted = padded[:, i : i + height, j : j + width]
+                total = total + linear(shifted, kernel[i, j], None, 1, reduce, reduce)
+        return total.astype(x.dtype)
 
     return product(x, kernel, bias)
 

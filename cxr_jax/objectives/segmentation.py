@@ -13,6 +13,7 @@ never taken for one on which there is nothing. Image and mask are cropped, mirro
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from cxr_jax.data.augment import random_mask_crops
+from cxr_jax.data.augment import CropRecipe, random_mask_crops
 from cxr_jax.data.geometry import denormalise
 from cxr_jax.heads.segmentation import LinearSegmenter, UPerNet
 from cxr_jax.models.layers import IN_PLACE, Layout
@@ -55,12 +56,23 @@ class Segmentation(Supervised):
                 "least 0, one of them above"
             )
 
+    @classmethod
+    def trained(cls, meta: dict[str, Any]) -> "Segmentation":
+        """The objective of a fine-tuned run, from what its checkpoint says: for features and logits, not to train."""
+        head = dict(meta["head"])
+        name, crop = head.pop("name"), CropRecipe(size=meta["geometry"]["image_size"], scale=(1.0, 1.0))
+        return cls(meta["model"], name, head, tuple(meta["learning_rates"]), crop)
+
     def _make_head(self, rngs: nnx.Rngs) -> nnx.Module:
         return SEGMENTERS[self.head_name](**self.head, rngs=rngs)
 
     def pixel_logits(self, params: Params, features: Features, layout: Layout = IN_PLACE) -> Float[Array, "grid b S S"]:
         """Logits at every pixel of the model input, of every head of the grid."""
-        return self.logits(params, features, layout=layout)[:, :, 0]
+
+        def one(head):
+            return self.head_module(head)(features, layout=layout)[:, 0]
+
+        return jax.vmap(one)(params["head"])
 
     def _masks(self, batch: Batch, key: Array, layout: Layout = IN_PLACE) -> Bool[Array, "b S S"]:
         """The masks of `_crops` with the same key."""

@@ -93,7 +93,7 @@ def test_the_mean_mask_is_the_share_of_images(split, loaded):
 def test_the_hand_made_floor_is_the_mean_mask_and_darkness():
     rng = np.random.default_rng(0)
     mean, images = rng.uniform(0.0, 1.0, (20, 20)), rng.normal(size=(3, 20, 20)).astype(np.float32)
-    z = np.asarray(segmentation.floor_function(mean, jnp.asarray(images)))
+    z = np.asarray(segmentation.floor_function(jnp.asarray(mean), jnp.asarray(images)))
     names = segmentation.floor_candidates()
     assert z.shape == (3, len(names), 20, 20)
     prior = np.log(np.clip(mean, 0.01, 0.99) / (1 - np.clip(mean, 0.01, 0.99)))
@@ -103,7 +103,7 @@ def test_the_hand_made_floor_is_the_mean_mask_and_darkness():
     step = z[:, names.index("darkness 2, bias 0")] - z[:, names.index("darkness 1, bias 0")]
     # The blur is augmentation's and tested there.
     assert np.corrcoef(step.ravel(), -images.ravel())[0, 1] > 0.2
-    brighter = np.asarray(segmentation.floor_function(mean, jnp.asarray(images * 0.5 + 0.3)))
+    brighter = np.asarray(segmentation.floor_function(jnp.asarray(mean), jnp.asarray(images * 0.5 + 0.3)))
     np.testing.assert_allclose(brighter, z, atol=1e-4)  # exposure changes nothing
 
 
