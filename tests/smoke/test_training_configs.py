@@ -23,7 +23,7 @@ EVALUATION = tuple(f"eval/{path.stem}" for path in sorted((ROOT / "configs/eval"
 STEPS, BATCH = 2, 16
 
 
-# They learn and score masks and boxes: `test_segmentation_configs`, `test_localisation_configs`.
+# They learn and score masks and boxes: `test_mae_downstream`.
 PICTURES = ("finetune/lung_masks", "finetune/lung_masks_upernet", "eval/segmentation", "eval/localisation")
 
 
