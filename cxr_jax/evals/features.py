@@ -35,13 +35,23 @@ ImageFunction = Callable[[Any, Float[Array, "b S S"]], dict[str, Array]]
 
 
 def make_runner(
-    function: ImageFunction, *, geometry: Geometry, batch_size: int, sharding: NamedSharding, dtype: str = "float32"
+    function: ImageFunction,
+    *,
+    geometry: Geometry,
+    batch_size: int,
+    sharding: NamedSharding,
+    dtype: str = "float32",
+    mirrored: bool = False,
 ) -> Callable[[Split, Any], dict[str, np.ndarray]]:
-    """`run(split, params)`: the function over every image of a split, one row an image; compiled once."""
+    """`run(split, params)`: the function over every image of a split, one row an image; compiled once.
+
+    `mirrored` shows the function each image left to right.
+    """
 
     @jax.jit
     def step(params, image, size):
-        return function(params, normalise(fit_images(image, size, geometry.image_size, geometry.fit, dtype)))
+        images = normalise(fit_images(image, size, geometry.image_size, geometry.fit, dtype))
+        return function(params, images[:, :, ::-1] if mirrored else images)
 
     def run(split: Split, params: Any) -> dict[str, np.ndarray]:
         params = jax.device_put(params, NamedSharding(sharding.mesh, PartitionSpec()))

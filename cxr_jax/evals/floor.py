@@ -1,10 +1,9 @@
 """The hand-made floor: what anyone gets without learning a representation.
 
-In: grey images as one array `[n, H, W]` and labels `[n, c]` for train, validation and test rows. Out: test and
-validation scores `[m, c]` of a logistic regression on histograms of oriented gradients (Dalal and Triggs 2005) beside
-a small copy of the image, both reduced by PCA fitted on the train rows. Components keep their relative sizes: whitening
-them gives the last ones, which are noise, the same say as the first (lower validation AUROC in 13 of 16 trials on two
-tasks).
+In: grey images as one array `[n, H, W]` and labels `[n, c]` for train, validation and test rows. Out: test scores
+`[m, c]` of a logistic regression on histograms of oriented gradients (Dalal and Triggs 2005) beside a small copy of
+the image, both reduced by PCA fitted on the train rows. Components keep their relative sizes: whitening them gives
+the last ones, which are noise, the same say as the first (lower validation AUROC in 13 of 16 trials on two tasks).
 
 A pretrained backbone that does not beat this has learned nothing that ten lines of 2005 do not know. A report
 therefore shows it as a column.
@@ -19,6 +18,8 @@ from sklearn.decomposition import PCA
 from cxr_jax.evals.linear_probe import CS, LinearProbe, fit_linear_probe
 
 IMAGES_PER_CHUNK = 64
+
+HogAndPixels = tuple[Float[np.ndarray, "_ a"], Float[np.ndarray, "_ b"]]
 
 
 def shrink(images: Shaped[np.ndarray, "n H W"], side: int) -> Float[np.ndarray, "n side side"]:
@@ -68,9 +69,7 @@ def hog(
     return blocks.reshape(n, -1)
 
 
-def floor_features(
-    images: Shaped[np.ndarray, "n H W"], *, side: int = 64, thumbnail: int = 16
-) -> tuple[Float[np.ndarray, "n a"], Float[np.ndarray, "n b"]]:
+def floor_features(images: Shaped[np.ndarray, "n H W"], *, side: int = 64, thumbnail: int = 16) -> HogAndPixels:
     """HOG of the image at `side` px, and its standardised pixels at `thumbnail` px. Any grey scale, any size."""
     hogs, pixels = [], []
     for start in range(0, len(images), IMAGES_PER_CHUNK):
@@ -99,17 +98,32 @@ def floor_scores(
       components: principal components kept of the HOG and of the pixels each (fewer if there are fewer rows).
       seed: of the randomised PCA.
     """
-    reduced = [[], [], []]
     features = [floor_features(images) for images in (train_images, val_images, test_images)]
+    return fit_floor(*features, train_labels, val_labels, components=components, cs=cs, seed=seed)
+
+
+def fit_floor(
+    train: HogAndPixels,
+    val: HogAndPixels,
+    test: HogAndPixels,
+    train_labels: Integer[np.ndarray, "n c"],
+    val_labels: Integer[np.ndarray, "v c"],
+    *,
+    components: int = 200,
+    cs: Sequence[float] = CS,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, "m c"], Float[np.ndarray, "v c"], LinearProbe]:
+    """`floor_scores` from what `floor_features` made of the images, for who fits more than once on the same ones."""
+    reduced = [[], [], []]
     for kind in range(2):
-        kept = min(components, len(train_images) - 1, features[0][kind].shape[1])
-        pca = PCA(n_components=kept, random_state=seed).fit(features[0][kind])
+        kept = min(components, len(train_labels) - 1, train[kind].shape[1])
+        pca = PCA(n_components=kept, random_state=seed).fit(train[kind])
         scale = np.sqrt(pca.explained_variance_[0])
-        for split in range(3):
-            reduced[split].append(pca.transform(features[split][kind]) / scale)
-    train, val, test = (np.concatenate(parts, axis=1).astype(np.float64) for parts in reduced)
-    probe = fit_linear_probe(train, train_labels, val, val_labels, cs=cs, standardise=False)
-    return probe.scores(test), probe.scores(val), probe
+        for parts, features in zip(reduced, (train, val, test), strict=True):
+            parts.append(pca.transform(features[kind]) / scale)
+    rows = [np.concatenate(parts, axis=1).astype(np.float64) for parts in reduced]
+    probe = fit_linear_probe(rows[0], train_labels, rows[1], val_labels, cs=cs, standardise=False)
+    return probe.scores(rows[2]), probe.scores(rows[1]), probe
 
 
 def _cover(size: int, side: int) -> Float[np.ndarray, "side size"]:

@@ -17,7 +17,8 @@ from cxr_jax.data.steps import load_rows
 from cxr_jax.evals import floor, knn, linear_probe
 from cxr_jax.evals.features import Geometry, backbone_function
 from cxr_jax.evals.ranking import auroc
-from cxr_jax.evals.task import Task
+from cxr_jax.evals.subsets import Drawn, everything
+from cxr_jax.evals.task import ROLES, Task
 
 FLOOR_SIDE = 128  # px; hand-made features shrink further themselves
 FLOOR_CHUNK = 64
@@ -33,6 +34,7 @@ class Scores:
       select: scores `[v, c]` of the selection rows, on which thresholds are chosen; None where there are none.
       kind: `logit`, `probability`, or `score` for what is neither and cannot be calibrated.
       features: frozen features `[rows, d]` by role, where the scores come from such.
+      curve: label efficiency, where that was asked for (`label_efficiency.summarise`).
     """
 
     test: np.ndarray
@@ -40,6 +42,7 @@ class Scores:
     select: np.ndarray | None = None
     kind: str = "score"
     features: dict[str, np.ndarray] | None = None
+    curve: list[dict[str, Any]] | None = None
 
 
 def mean_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -58,36 +61,73 @@ def linear_probe_scores(
     task: Task, model: dict[str, Any], params: dict, geometry: Geometry, *, blocks: int, tokens: str
 ) -> Scores:
     """Logistic regression on CLS tokens of the last blocks, the mean patch, or both; C chosen on the selection rows."""
-    run = task.runner(backbone_function(model, blocks=blocks, tokens=tokens), geometry)
-    features = {role: run(split, params)["features"] for role, split in task.splits.items()}
+    features = _probe_features(task, model, params, geometry, blocks=blocks, tokens=tokens)
     probe = linear_probe.fit_linear_probe(
         features["train"], task.labels["train"], features["select"], task.labels["select"]
     )
-    select, test = (probe.scores(features[role]) for role in ("select", "test"))
-    return Scores(test, {"c": [fit.c for fit in probe.fits]}, select, "logit", features)
+    test = task.over_mirror(lambda mirrored: probe.scores(features["mirrored test" if mirrored else "test"]))
+    select = probe.scores(features["select"])
+    return Scores(test, {"c": [fit.c for fit in probe.fits]}, select, "logit", _by_role(features))
 
 
 def knn_scores(task: Task, model: dict[str, Any], params: dict, geometry: Geometry, *, k: int, tokens: str) -> Scores:
     """Nearest neighbours by cosine between `tokens`; nothing is chosen."""
-    run = task.runner(backbone_function(model, blocks=1, tokens=tokens), geometry)
+    features = _probe_features(task, model, params, geometry, blocks=1, tokens=tokens)
+
+    def scores(role):
+        return knn.knn_scores(features["train"], task.labels["train"], features[role], k=k)
+
+    test = task.over_mirror(lambda mirrored: scores("mirrored test" if mirrored else "test"))
+    return Scores(test, {"k": k}, scores("select"), "probability", _by_role(features))
+
+
+def _by_role(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {role: features[role] for role in ROLES}
+
+
+def _probe_features(task: Task, model: dict[str, Any], params: dict, geometry: Geometry, *, blocks: int, tokens: str):
+    """Arrays `[n, d]` of each role's rows and, where the task asks for them, of the test images' mirror pictures."""
+    if blocks > model["depth"]:
+        raise ValueError(f"probe.blocks={blocks}: the backbone has {model['depth']} blocks, so legal are 1 to that")
+    function = backbone_function(model, blocks=blocks, tokens=tokens)
+    run = task.runner(function, geometry)
     features = {role: run(split, params)["features"] for role, split in task.splits.items()}
-    train, labels = features["train"], task.labels["train"]
-    select, test = (knn.knn_scores(train, labels, features[role], k=k) for role in ("select", "test"))
-    return Scores(test, {"k": k}, select, "probability", features)
+    if task.flip:
+        mirror = task.runner(function, geometry, mirrored=True)
+        features["mirrored test"] = mirror(task.splits["test"], params)["features"]
+    return features
+
+
+class Floor:
+    """Hand-made features (HOG, pixels, PCA) and logistic regression on the same rows; images are read once.
+
+    No mirror pictures here, whatever `task.flip` says.
+    """
+
+    def __init__(self, task: Task, fit: str):
+        shrink = jax.jit(partial(fit_images, image_size=FLOOR_SIDE, fit=fit))
+
+        def features(split):
+            parts = [range(start, min(start + FLOOR_CHUNK, len(split))) for start in range(0, len(split), FLOOR_CHUNK)]
+            loaded = (load_rows(split, part) for part in parts)
+            pixels = np.concatenate([np.asarray(shrink(rows["image"], rows["size"])) for rows in loaded])
+            return floor.floor_features(pixels)
+
+        self._labels = task.labels
+        self._features = {role: features(split) for role, split in task.splits.items()}
+
+    def fit(self, drawn: Drawn, seed: int = 0) -> Scores:
+        """Learnt from the drawn training rows alone, C chosen on the drawn selection rows."""
+        train, select = (
+            tuple(kind[rows] for kind in self._features[role])
+            for role, rows in (("train", drawn.train), ("select", drawn.select))
+        )
+        labels = self._labels["train"][drawn.train], self._labels["select"][drawn.select]
+        test, chosen_on, probe = floor.fit_floor(train, select, self._features["test"], *labels, seed=seed)
+        whole = len(drawn.select) == len(self._labels["select"])
+        return Scores(test, {"c": [fit.c for fit in probe.fits]}, chosen_on if whole else None, "logit")
 
 
 def floor_scores(task: Task, fit: str) -> Scores:
-    """Hand-made features (HOG, pixels, PCA) and logistic regression on the same rows."""
-
-    shrink = jax.jit(partial(fit_images, image_size=FLOOR_SIDE, fit=fit))
-
-    def images(split):
-        parts = [range(start, min(start + FLOOR_CHUNK, len(split))) for start in range(0, len(split), FLOOR_CHUNK)]
-        loaded = (load_rows(split, part) for part in parts)
-        return np.concatenate([np.asarray(shrink(rows["image"], rows["size"])) for rows in loaded])
-
-    pixels = {role: images(split) for role, split in task.splits.items()}
-    test, select, probe = floor.floor_scores(
-        pixels["train"], task.labels["train"], pixels["select"], task.labels["select"], pixels["test"]
-    )
-    return Scores(test, {"c": [fit.c for fit in probe.fits]}, select, "logit")
+    """The hand-made floor on all rows."""
+    return Floor(task, fit).fit(everything(task))
