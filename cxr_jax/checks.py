@@ -24,6 +24,7 @@ COUNTS += ("checkpoint.every_steps", "checkpoint.keep")
 COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch", "checkpoint.keep_best", "numerics.max_rollbacks")
 NOT_NEGATIVE = ("data.workers", "data.prefetch_to_device", "data.cache_decoded_mb")
 NETWORKS = ("teacher", "student")
+STUDIES = ("none", "average")  # what a test row is: an image, or a study by the mean of its images
 EXAMPLES = "log.examples_every_steps"
 
 
@@ -138,9 +139,14 @@ def check_batch(config: ConfigDict, images: int) -> None:
 
 def check_evaluation(config: ConfigDict, protocols: tuple[str, ...]) -> None:
     """Refuse choices of an evaluation that there are not."""
-    for key, legal in (("protocol", protocols), ("network", NETWORKS), ("probe.tokens", TOKENS)):
+    choices = (("protocol", protocols), ("network", NETWORKS), ("probe.tokens", TOKENS), ("study", STUDIES))
+    for key, legal in choices:
         found = door.flatten(config)[key]
         require(found in legal, f"config.{key}={found!r}: legal are {', '.join(legal)}")
     require(bool(config.init_from), "config.init_from is empty; name a run directory")
     for name in ("k", "blocks"):
         require(config.probe[name] >= 1, f"config.probe.{name}={config.probe[name]} must be at least 1")
+    require(
+        config.study == "none" or config.protocol != "label_efficiency",
+        f"config.study={config.study!r}: label_efficiency counts images; legal is none",
+    )

@@ -21,34 +21,46 @@ from cxr_jax.checks import check_evaluation
 from cxr_jax.config import call, require
 from cxr_jax.evals import classification, mask_protocol, report
 from cxr_jax.evals.attention import attention_cases
+from cxr_jax.evals.cached_columns import curve_section, curves_of
 from cxr_jax.evals.columns import PROTOCOLS, Source, open_source, score_columns
 from cxr_jax.evals.per_image_report import publish
 from cxr_jax.evals.predictions import write_predictions
 from cxr_jax.evals.protocols import Scores
+from cxr_jax.evals.studies import by_study
 from cxr_jax.evals.task import ROLES, Task, open_task
 from cxr_jax.sharding import batch_sharding, data_shards, make_mesh
 
 
+def choice(asked: ConfigDict, otherwise: dict[str, str]) -> dict[str, str]:
+    """Fields of rows that are asked for, else those of `otherwise`; `any` asks for no value of that field."""
+    found = {field: value or otherwise.get(field, "") for field, value in asked.items()}
+    return {field: value for field, value in found.items() if value and value != "any"}
+
+
 def task_of(config: ConfigDict, meta: dict[str, Any]) -> Task:
     """The rows that the config asks for; where it is silent, those that the run was trained for."""
-    trained = meta["config"]["data"]
-    targets = tuple(config.data.targets or meta.get("targets", ()))
+    data, trained = config.data, meta["config"]["data"]
+    targets = tuple(data.targets or meta.get("targets", ()))
     require(len(targets) > 0, "config.data.targets is empty; name findings, or attributes such as sex:F")
-    where = {field: value or trained["where"][field] for field, value in config.data.where.items()}
-    names = (config.data.train_split, config.data.select_split, config.data.split)
+    names = (data.train_split, data.select_split, data.split)
     mesh = call(make_mesh, "mesh", dict(config.mesh))
     shards = data_shards(mesh)
     require(
         config.batch_size % shards == 0,
         f"config.batch_size={config.batch_size} must be a multiple of {shards}, the devices that share it",
     )
+    as_given = {name: data[name] for name in ("cache_dir", "train_path", "only_images", "train_only_images")}
+    where = {field: value or trained["where"].get(field, "") for field, value in data.where.items()}
     return call(
         open_task,
         "data",
-        {"path": config.data.path or trained["path"], "cache_dir": config.data.cache_dir},
+        {"path": data.path or trained["path"], **as_given},
         splits=dict(zip(ROLES, names, strict=True)),
-        where={field: value for field, value in where.items() if value},
+        where=choice(data.where, trained["where"]),
+        train_where=choice(data.train_where, where),
         targets=targets,
+        flip=config.test_time_flip,
+        trains=config.protocol != "head",
         batch_size=config.batch_size,
         sharding=batch_sharding(mesh),
     )
@@ -135,6 +147,7 @@ def main() -> None:
         "or take config.protocol=linear_probe or knn",
     )
     task = task_of(config, meta)
+    settings = {name: section.to_dict() for name, section in config.items() if isinstance(section, ConfigDict)}
     columns = score_columns(
         source,
         task,
@@ -142,7 +155,10 @@ def main() -> None:
         network=config.network,
         probe=config.probe.to_dict(),
         **config.baselines.to_dict(),
+        settings=settings,
     )
+    if config.study == "average":
+        task, columns = by_study(task, columns)
     table = tabulate(task, columns, config.bootstrap.to_dict())
 
     facts = {
@@ -153,6 +169,9 @@ def main() -> None:
         "split": task.splits["test"].name,
         "targets": ", ".join(task.targets),
         "rows": ", ".join(f"{role} {len(split)}" for role, split in task.splits.items()),
+        **({"a test row": "a study, by the mean score of its images"} if config.study == "average" else {}),
+        **({"test images": "with their mirror pictures, scores averaged"} if config.test_time_flip else {}),
+        **({"only the images of": config.data.only_images} if config.data.only_images else {}),
     }
     environment = door.environment()
     results = table[0].results | {
@@ -163,6 +182,8 @@ def main() -> None:
         },
         "environment": environment,
     }
+    if curves := curves_of(columns):
+        results["label_efficiency"] = curves
     metrics = Path(config.init_from) / "metrics.jsonl"
     report.write_report(
         workdir / "report.html",
@@ -174,6 +195,7 @@ def main() -> None:
         attention=attention_cases(source, task, columns[table[0].name], config.attention_images),
         metrics_path=metrics if metrics.exists() else None,
         environment={"python": environment["python"], **environment["packages"]},
+        extra=curve_section(columns, settings),
         notes=("Everything was chosen on the selection split; the test split was scored once.",),
     )
     write_predictions(workdir / "predictions.csv", task, {name: scores.test for name, scores in columns.items()})

@@ -18,7 +18,7 @@ from cxr_jax.evals.task import Task
 def attention_cases(source: Source, task: Task, scores: Scores, count: int) -> list[dict[str, Any]]:
     """`count` images with the maps of the chosen GLoRI head; none where `scores` come from no such head."""
     meta = source.meta
-    if not count or "learning_rate" not in scores.chosen or meta["head"]["name"] != "glori":
+    if not count or "learning_rate" not in scores.chosen or meta.get("head", {}).get("name") != "glori":
         return []
     objective, split = trained_head(meta), task.splits["test"]
     order = np.argsort(scores.test[:, 0])

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from cxr_jax import checkpoint
-from cxr_jax.config import RunError, require
+from cxr_jax.config import require
 from cxr_jax.data.augment import CropRecipe
-from cxr_jax.evals import protocols
+from cxr_jax.evals import cached_columns, protocols
 from cxr_jax.evals.features import Geometry, random_backbone
 from cxr_jax.evals.protocols import Scores
-from cxr_jax.evals.task import ROLES, Task
+from cxr_jax.evals.task import Task
 from cxr_jax.objectives.supervised import Supervised
 
 NETWORKS = {"teacher": "targets", "student": "params"}
@@ -73,8 +73,13 @@ def head_scores(source: Source, task: Task) -> Scores:
         features = objective.features(*networks, images, blocks=objective.head["blocks"])
         return {"logits": objective.logits(networks[0], features).swapaxes(0, 1)}
 
-    networks, run_split = trained_networks(source), task.runner(function, source.geometry)
-    logits = {role: run_split(task.splits[role], networks)["logits"] for role in ROLES[1:]}
+    networks = trained_networks(source)
+    runners = {mirrored: task.runner(function, source.geometry, mirrored=mirrored) for mirrored in (False, True)}
+
+    def run(role, mirrored=False):
+        return runners[mirrored](task.splits[role], networks)["logits"]
+
+    logits = {"select": run("select"), "test": task.over_mirror(lambda mirrored: run("test", mirrored))}
     grid = [
         protocols.mean_auroc(logits["select"][:, i], task.labels["select"])
         for i in range(len(objective.learning_rates))
@@ -90,15 +95,50 @@ def head_scores(source: Source, task: Task) -> Scores:
 
 
 def head_columns(
-    source: Source, task: Task, *, network: str, probe: Mapping[str, Any], runs: Collection[str], random: bool
+    source: Source,
+    task: Task,
+    *,
+    network: str,
+    probe: Mapping[str, Any],
+    runs: Collection[str],
+    random: bool,
+    settings: Mapping[str, Any],
 ) -> dict[str, Scores]:
     """The heads of a fine-tuned run and of the `runs` beside it."""
-    del network, probe, random  # a fine-tuned run holds one backbone, and brings its own random baseline as a run
+    del (
+        network,
+        probe,
+        random,
+        settings,
+    )  # a fine-tuned run holds one backbone, and brings its own random baseline as a run
     columns = {column_name(source.run, source.meta, ()): head_scores(source, task)}
     for run in runs:
         other = open_source(run)
         scores = head_scores(other, task)
         columns[column_name(run, other.meta, columns)] = scores
+    return columns
+
+
+def backbones_of(source: Source, network: str, random: bool) -> dict[str, Mapping[str, Any]]:
+    """The backbone of the run's `network`, and with `random` one that has seen nothing, by column."""
+    found = checkpoint.network_of(source.meta, network)
+    if found != network:
+        print(f"{source.run} was trained without a teacher; its one network, the student, is evaluated")
+    params = checkpoint.read_item(source.run, NETWORKS[found], source.step)["backbone"]
+    backbones = {f"pretrained ({found})": params}
+    if random:
+        backbones["random network"] = random_backbone(source.meta["model"], seed=0)
+    return backbones
+
+
+def frozen_columns(source: Source, network: str, random: bool, score: Callable[[Mapping], Scores]) -> dict[str, Scores]:
+    """`score(backbone)` of each of `backbones_of`; what cannot be scored is told with run, step and column."""
+    columns = {}
+    for name, backbone in backbones_of(source, network, random).items():
+        try:
+            columns[name] = score(backbone)
+        except ValueError as error:
+            cached_columns.refuse(error, f"{source.run}, step {source.meta['step']}, {name}")
     return columns
 
 
@@ -112,32 +152,45 @@ def probe_columns(
     probe: Mapping[str, Any],
     runs: Collection[str],
     random: bool,
+    settings: Mapping[str, Any],
 ) -> dict[str, Scores]:
     """Frozen features of the run's `network`, and with `random` of one that has seen nothing, under `score`."""
-    del runs  # `baselines.runs` are fine-tuned runs
-    meta, found = source.meta, checkpoint.network_of(source.meta, network)
-    if found != network:
-        print(f"{source.run} was trained without a teacher; its one network, the student, is evaluated")
-    params = checkpoint.read_item(source.run, NETWORKS[found], source.step)["backbone"]
-    backbones = {f"pretrained ({found})": params}
-    if random:
-        backbones["random network"] = random_backbone(meta["model"], seed=0)
-    chosen, columns = {name: probe[name] for name in options}, {}
-    for name, backbone in backbones.items():
-        try:
-            columns[name] = score(task, meta["model"], backbone, source.geometry, **chosen)
-        except ValueError as error:
-            where = f"{source.run}, step {meta['step']}, {name}"
-            raise RunError(f"{where}: its features cannot be scored: {error}") from None
-    return columns
+    del runs, settings  # `baselines.runs` are fine-tuned runs
+    chosen = {name: probe[name] for name in options}
+    return frozen_columns(
+        source, network, random, lambda backbone: score(task, source.meta["model"], backbone, source.geometry, **chosen)
+    )
 
 
-# Name of `config.protocol` -> columns of (source, task), given network, probe, runs and random by name.
+def trained_columns(
+    score: Callable[..., Scores],
+    source: Source,
+    task: Task,
+    *,
+    network: str,
+    probe: Mapping[str, Any],
+    runs: Collection[str],
+    random: bool,
+    settings: Mapping[str, Any],
+) -> dict[str, Scores]:
+    """Heads that are trained here, on cached features of the same backbones."""
+    del runs, probe
+    rest = {"settings": settings, "run": source.run}
+    return frozen_columns(
+        source, network, random, lambda backbone: score(task, source.meta["model"], backbone, source.geometry, **rest)
+    )
+
+
+# Name of `config.protocol` -> columns of (source, task), given network, probe, runs, random and settings by name.
 PROTOCOLS: dict[str, Callable[..., dict[str, Scores]]] = {
     "head": head_columns,
     "linear_probe": partial(probe_columns, protocols.linear_probe_scores, ("blocks", "tokens")),
     "knn": partial(probe_columns, protocols.knn_scores, ("k", "tokens")),
+    "cached_head": partial(trained_columns, cached_columns.cached_head),
+    "label_efficiency": partial(trained_columns, cached_columns.label_efficiency),
 }
+# Protocols whose hand-made floor is not that of all rows.
+FLOORS: dict[str, Callable[..., Scores]] = {"label_efficiency": cached_columns.label_efficiency_floor}
 
 
 def score_columns(
@@ -150,11 +203,17 @@ def score_columns(
     runs: Collection[str],
     random: bool,
     floor: bool,
+    settings: Mapping[str, Any],
 ) -> dict[str, Scores]:
-    """The evaluated run first, then the baselines asked for: other `runs`, a `random` network, the `floor`."""
-    columns = PROTOCOLS[protocol](source, task, network=network, probe=probe, runs=runs, random=random)
+    """The evaluated run first, then the baselines asked for: other `runs`, a `random` network, the `floor`.
+
+    `settings` are the config's other sections by name.
+    """
+    make = PROTOCOLS[protocol]
+    columns = make(source, task, network=network, probe=probe, runs=runs, random=random, settings=settings)
     if floor:
-        columns["hand-made features"] = protocols.floor_scores(task, source.geometry.fit)
+        score = FLOORS.get(protocol, lambda task, fit, settings: protocols.floor_scores(task, fit))
+        columns["hand-made features"] = score(task, source.geometry.fit, settings)
     return columns
 
 

@@ -56,6 +56,7 @@ def write_report(
     metrics_path: str | Path | None = None,
     environment: Mapping[str, object] | None = None,
     notes: Sequence[str] = (),
+    extra: Sequence[tuple[str, str, str]] = (),
 ) -> Path:
     """Write the page and return its path.
 
@@ -66,6 +67,7 @@ def write_report(
       attention: `{"image": uint8 [h, w], "maps": {class: [gh, gw]}, "caption": str}` each.
       metrics_path: a run's metrics.jsonl, for the training curves.
       environment: versions and devices.
+      extra: sections of protocols of their own, (anchor, heading, HTML) each.
       notes: sentences about what was excluded or how the task was set up.
 
     Raises:
@@ -85,6 +87,7 @@ def write_report(
         ("results", "Results per finding", _results(class_names, columns[0])),
         ("comparison", "Against the baselines", _comparison(class_names, columns)),
         ("curves", "ROC and precision-recall curves", _curves(class_names, labels, columns)),
+        *extra,
         ("attention", "Where the head looks", _attention(attention)),
         ("training", "Training", _training(metrics_path)),
         ("method", "How these numbers were made", _method(columns[0], notes)),

@@ -12,8 +12,6 @@ from cxr_jax.data.source import Split
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.task import Task
 
-STUDIES = ("none", "average")
-
 
 def study_of_rows(split: Split) -> np.ndarray:
     """Number of the study of each row, counted in order of appearance. An image without a study id is one of its own.
