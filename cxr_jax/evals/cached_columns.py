@@ -4,7 +4,7 @@ In: what is evaluated, a `Task`, the config's sections `head`, `features`, `trai
 dictionaries. Out: name -> `Scores`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cxr_jax import config as door
@@ -13,7 +13,7 @@ from cxr_jax.evals.cached_heads import CachedHead, HeadSettings, cached_head_sco
 from cxr_jax.evals.feature_cache import check_tokens
 from cxr_jax.evals.features import Geometry
 from cxr_jax.evals.head_training import Recipe
-from cxr_jax.evals.label_efficiency import label_efficiency_scores, table_lines
+from cxr_jax.evals.label_efficiency import all_draws, label_efficiency_scores, table_lines
 from cxr_jax.evals.learning_curve import label_efficiency_section
 from cxr_jax.evals.protocols import Floor, Scores
 from cxr_jax.evals.subsets import amounts
@@ -62,25 +62,24 @@ def label_efficiency(
     task: Task, model: Mapping[str, Any], backbone: Mapping[str, Any], geometry: Geometry, settings: Settings, run: str
 ) -> Scores:
     """The same head on parts of the labels."""
-    head = CachedHead(task, model, backbone, geometry, head_settings(settings, model, run))
-    return _curve(task, head.fit, settings)
+    wanted, draws = head_settings(settings, model, run), _draws(task, settings)
+    head = CachedHead(task, model, backbone, geometry, wanted)
+    seeds = settings["label_efficiency"]["seeds"]
+    return label_efficiency_scores(task, head.fit, draws, seeds, settings["bootstrap"])
 
 
 def label_efficiency_floor(task: Task, fit: str, settings: Settings) -> Scores:
     """Hand-made features on the same draws."""
-    return _curve(task, Floor(task, fit).fit, settings)
+    seeds = settings["label_efficiency"]["seeds"]
+    return label_efficiency_scores(task, Floor(task, fit).fit, _draws(task, settings), seeds, settings["bootstrap"])
 
 
-def _curve(task: Task, fit: Callable, settings: Settings) -> Scores:
+def _draws(task: Task, settings: Settings) -> list:
     require("label_efficiency" in settings, "config.label_efficiency missing; start from that file of configs/eval")
     section = settings["label_efficiency"]
     require(len(section["seeds"]) > 0, "config.label_efficiency.seeds is empty; name one or more")
-    wanted = call(amounts, "label_efficiency", {name: section[name] for name in ("fractions", "shots")})
-    try:
-        return label_efficiency_scores(task, fit, wanted, section["seeds"], section["selection"], settings["bootstrap"])
-    except ValueError as error:
-        refuse(error, "label_efficiency")
-        raise
+    wanted = amounts(section["fractions"], section["shots"])
+    return all_draws(task, wanted, section["seeds"], section["selection"])
 
 
 def curves_of(columns: Mapping[str, Scores]) -> dict[str, list[dict[str, Any]]]:

@@ -37,14 +37,20 @@ class Point:
     scores: list[Scores]
 
 
-def run_curve(task: Task, fit: Fit, wanted: Sequence[Amount], seeds: Sequence[int], selection: str) -> list[Point]:
-    """Train and score for every amount and seed. The whole of the split is one draw; its seeds are of the weights."""
-    points = []
+def all_draws(
+    task: Task, wanted: Sequence[Amount], seeds: Sequence[int], selection: str
+) -> list[tuple[Amount, list[Drawn]]]:
+    """The rows of every amount and seed, before anything is computed. Raises as `subsets.draw`."""
     both = [(task.labels[role], task.patients[role]) for role in ("train", "select")]
-    for amount in wanted:
-        drawn = [draw(*both, amount, seed, selection) for seed in seeds]
-        points.append(Point(amount, drawn, [fit(rows, seed) for rows, seed in zip(drawn, seeds, strict=True)]))
-    return points
+    return [(amount, [draw(*both, amount, seed, selection, task.targets) for seed in seeds]) for amount in wanted]
+
+
+def run_curve(fit: Fit, draws: Sequence[tuple[Amount, list[Drawn]]], seeds: Sequence[int]) -> list[Point]:
+    """Train and score for every amount and seed. The whole of the split is one draw; its seeds are of the weights."""
+    return [
+        Point(amount, drawn, [fit(rows, seed) for rows, seed in zip(drawn, seeds, strict=True)])
+        for amount, drawn in draws
+    ]
 
 
 def summarise(task: Task, points: Sequence[Point], seeds: Sequence[int], bootstrap: Mapping[str, Any]) -> list[dict]:
@@ -115,7 +121,7 @@ def table_lines(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """The curves as lines of text, an amount a line, for the terminal."""
     names = list(curves)
     first = curves[names[0]]
-    width = max(22, *(len(name) for name in names)) + 2
+    width = max(30, *(len(name) for name in names)) + 2
     lines = [f"{'labels':>10s} {'patients':>9s}  " + "".join(f"{name:{width}s}" for name in names)]
     for i, row in enumerate(first):
         cells = "".join(f"{_cell(curves[name][i]):{width}s}" for name in names)
@@ -136,13 +142,12 @@ def _cell(row: Mapping[str, Any]) -> str:
 def label_efficiency_scores(
     task: Task,
     fit: Fit,
-    wanted: Sequence[Amount],
+    draws: Sequence[tuple[Amount, list[Drawn]]],
     seeds: Sequence[int],
-    selection: str,
     bootstrap: Mapping[str, Any],
 ) -> Scores:
     """The curve of one column; its scores are those of the last amount's first draw."""
-    points = run_curve(task, fit, wanted, seeds, selection)
+    points = run_curve(fit, draws, seeds)
     curve = summarise(task, points, seeds, bootstrap)
     last = points[-1].scores[0]
     return dataclasses.replace(last, chosen={"amount": points[-1].amount.name, **last.chosen}, curve=curve)

@@ -64,11 +64,12 @@ def draw(
     amount: Amount,
     seed: int,
     selection: str = "in_proportion",
+    targets: Sequence[str] = (),
 ) -> Drawn:
     """Rows of a part of both splits, each given as (labels, patients).
 
     Of the selection split as large a share of the patients is drawn as of the training split, unless `selection` is
-    `all`.
+    `all`. `targets` name the classes in errors.
 
     Raises:
       ValueError: the splits have too few patients for the amount, or `selection` is unknown.
@@ -79,7 +80,7 @@ def draw(
     if amount.shots is None:
         rows = _fraction(*train, amount.fraction, seed, "training")
     else:
-        rows = _shots(*train, amount.shots, seed)
+        rows = _shots(*train, amount.shots, seed, targets)
     share = len(np.unique(train[1][rows])) / patients
     if selection == "all" or share == 1:
         return Drawn(rows, np.arange(len(select[1])))
@@ -114,7 +115,7 @@ def _fraction(labels, patients, fraction: float, seed: int, split: str) -> Integ
     return np.flatnonzero(np.isin(patients, np.concatenate(drawn)))
 
 
-def _shots(labels, patients, shots: int, seed: int) -> Integer[np.ndarray, "m"]:
+def _shots(labels, patients, shots: int, seed: int, targets: Sequence[str]) -> Integer[np.ndarray, "m"]:
     names, _ = _order(labels, patients, seed)
     drawn: set = set()
     for c in range(labels.shape[1]):
@@ -123,7 +124,7 @@ def _shots(labels, patients, shots: int, seed: int) -> Integer[np.ndarray, "m"]:
             if len(having) < shots:
                 raise ValueError(
                     f"label_efficiency.shots: {shots} patients are asked for, and {len(having)} of the training split "
-                    f"have a {'positive' if value else 'negative'} label of class {c} (counted from 0)"
+                    f"have a {'positive' if value else 'negative'} label of {targets[c] if targets else f'class {c}'}"
                 )
             ordered = [name for name in names.tolist() if name in having]
             drawn |= set(ordered[:shots])

@@ -33,6 +33,8 @@ HEAD = ["--config=configs/finetune/linear.py", "--workdir={tmp}/run", "--config.
 TARGET = "--config.data.targets=('Cardiomegaly',)"
 PLAN = ["--config=configs/smoke.py"]
 EVAL = ["--config=configs/eval/linear.py", "--workdir={tmp}/run", "--config.data.path={data}"]
+CACHED = ["--config=configs/eval/linear_cached.py", *EVAL[1:], TARGET, "--config.init_from={tmp}/other_run"]
+CACHED += ["--config.head.blocks=1"]
 
 PROBE = [*RUN, "--config.probe.every_steps=5", "--config.probe.targets=('Cardiomegaly',)"]
 
@@ -162,6 +164,28 @@ CASES = {
     "evaluate_ruined": ("evaluate", ["--config=configs/eval/knn.py", *EVAL[1:], TARGET,
                                      "--config.init_from={tmp}/other_run"],
                         ERROR, ("other_run, step 0", "no direction")),
+    "evaluate_study": ("evaluate", [*EVAL, TARGET, "--config.init_from={tmp}/other_run", "--config.study=mean"],
+                       CONFIG, ("config.study='mean'", "none, average")),
+    "evaluate_probe_blocks": ("evaluate", [*EVAL, TARGET, "--config.init_from={tmp}/other_run",
+                                           "--config.probe.blocks=3"], CONFIG, ("config.probe.blocks=3", "1 blocks")),
+    "evaluate_head_blocks": ("evaluate", [*CACHED, "--config.head.blocks=4"], CONFIG,
+                             ("config.head.blocks=4", "other_run has 1 blocks")),
+    "evaluate_head_key": ("evaluate", [*CACHED, "--config.head.blocs=1"], CONFIG, ("config.head.blocks",)),
+    "evaluate_tokens_kept": ("evaluate", [*CACHED, "--config.features.tokens=('patch',)"], CONFIG,
+                             ("config.features.tokens=('patch',)", "mean_patch")),
+    "evaluate_memory": ("evaluate", [*CACHED, "--config.features.max_gb=1e-9"], CONFIG,
+                        ("config.features.max_gb=1e-09", "cxr_jax.train")),
+    "evaluate_rates": ("evaluate", [*CACHED, "--config.training.learning_rates=()"], CONFIG,
+                       ("config.training.learning_rates=()",)),
+    "evaluate_list": ("evaluate", [*CACHED, "--config.data.only_images={tmp}/empty.py"], DATA,
+                      ("config.data.only_images=", "none of its 0 image ids")),
+    "evaluate_fraction": ("evaluate", ["--config=configs/eval/label_efficiency.py", *CACHED[1:],
+                                       "--config.label_efficiency.fractions=(0.01,)",
+                                       "--config.label_efficiency.shots=()"], CONFIG,
+                          ("config.label_efficiency.fractions: 0.01 of the", "the least here is")),
+    "evaluate_shots": ("evaluate", ["--config=configs/eval/label_efficiency.py", *CACHED[1:],
+                                    "--config.label_efficiency.shots=(400,)"], CONFIG,
+                       ("config.label_efficiency.shots: 400 patients are asked for",)),
     "init_from_dataset": ("train", [*RUN, "--config.init_from={data}"], CONFIG, ("is a dataset",)),
     "init_from_checkpoint": ("train", [*RUN, "--config.init_from={tmp}/other_run/checkpoints/0"], CONFIG,
                              ("other_run, and the step 0",)),

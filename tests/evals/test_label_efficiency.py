@@ -8,7 +8,7 @@ import pytest
 
 from cxr_jax.evals import subsets
 from cxr_jax.evals.classification import evaluate
-from cxr_jax.evals.label_efficiency import mean_over_draws, run_curve, summarise, table_lines
+from cxr_jax.evals.label_efficiency import all_draws, mean_over_draws, run_curve, summarise, table_lines
 from cxr_jax.evals.learning_curve import label_efficiency_section
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.subsets import Amount, amounts, draw
@@ -131,7 +131,7 @@ def curve():
         return Scores(TEST[0] + noise, {"learning_rate": 1e-3})
 
     wanted = amounts((0.1, 1.0), (3,))
-    points = run_curve(task, fit, wanted, (0, 1, 2), "in_proportion")
+    points = run_curve(fit, all_draws(task, wanted, (0, 1, 2), "in_proportion"), (0, 1, 2))
     return task, asked, summarise(task, points, (0, 1, 2), {"resamples": 50, "confidence": 0.95, "seed": 0})
 
 

@@ -81,6 +81,13 @@ def run(config, workdir, monkeypatch, generator="unsafe_rbg"):
 def evaluated(config, workdir, monkeypatch):
     """`python -m cxr_jax.evaluate` without the command line; its results.json."""
     config.batch_size, config.bootstrap.resamples = BATCH, 10
+    if "training" in config:
+        config.head.blocks = 2
+        config.training.update(steps=STEPS, batch_size=BATCH, learning_rates=(1e-3, 1e-2))
+        if config.head.name == "glori":
+            config.head.update(decoder_width=16, num_heads=2, ffn_width=16)
+    if "label_efficiency" in config:
+        config.label_efficiency.update(fractions=(0.5, 1.0), shots=(2,), seeds=(0, 1))
     monkeypatch.setattr(evaluate, "flags", SimpleNamespace(FLAGS=SimpleNamespace(config=config, workdir=str(workdir))))
     evaluate.main()
     return json.loads((workdir / "results.json").read_text())
@@ -152,3 +159,6 @@ def test_evaluation_configs_score_beside_their_baselines(name, pretrained, phant
     assert list(results["baselines"]) == [*random, "hand-made features"]
     report = (tmp_path / "results/report.html").read_text()
     assert all(column in report for column in results["baselines"])
+    if config.protocol == "label_efficiency":
+        assert list(results["label_efficiency"]) == ["pretrained (teacher)", *results["baselines"]]
+        assert "Label efficiency" in report
