@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
 
-from cxr_jax.evals.classification import resampled_weights
+from cxr_jax.evals.bootstrap import resampled_weights
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.ranking import rank, weighted_metrics
 from cxr_jax.evals.subsets import Amount, Drawn, draw

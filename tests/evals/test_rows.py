@@ -130,5 +130,6 @@ def test_a_task_by_study_has_one_row_each(phantom_dataset, monkeypatch):
         assert len(merged.splits[role]) == len(merged.patients[role]) == len(merged.labels[role])
         np.testing.assert_array_equal(merged.patients[role], task.patients[role][::2])
     found = columns["a"]
-    assert found.chosen == {"k": 1} and found.test[1, 0] == found.select[1, 0] == found.features["test"][1, 0] == 2.5
+    assert found.chosen == {"k": 1} and found.select[0, 0] == 0.5
+    assert found.test[1, 0] == found.features["test"][1, 0] == 2.5
     assert len(merged.splits["train"]) == len(found.features["train"]) == len(task.splits["train"])
