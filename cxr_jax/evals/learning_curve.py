@@ -81,7 +81,7 @@ def label_efficiency_section(curves: Mapping[str, Rows], selection: str) -> str:
     }[selection]
     caption = (
         f"Mean AUROC ± standard deviation over {seeds} draws of training patients; in brackets the bootstrap interval "
-        f"of the mean over test patients. {validation}; none of its images is trained on. Draws of one seed are nested; "
+        f"of the mean over test patients. {validation}; none of its images is trained on. Draws of a seed are nested; "
         "with all labels they are the same patients, and what differs is the initial weights."
     )
     return (
