@@ -51,6 +51,12 @@ def projection_options(tensors: Tensors) -> dict[str, dict[str, int]]:
 
 def head_table(options: dict[str, Any], prefix: str) -> Table:
     """The names of one fine-tuned head, `head/...` here and `<prefix>...` there; see `join_qkv`."""
+    extras = [name for name in ("adaptive_temperature", "pyramid") if options.get(name)]
+    if options["name"] not in ("glori", "linear") or extras:
+        raise LayoutError(
+            f"this run has a head that no layout has names for ({', '.join((options['name'], *extras))}); "
+            "--parts=backbone writes the backbone alone"
+        )
     if options["name"] == "glori":
         table = Table(names.glori(), Dims(1, options["decoder_width"], options["num_heads"], 1))
     else:

@@ -14,8 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cxr_jax.export.mapping import flatten
-from cxr_jax.heads.glori import GLoRI
-from cxr_jax.heads.linear import LinearHead
+from cxr_jax.heads.kinds import HEADS
 from cxr_jax.models.blocks import run_blocks
 from cxr_jax.models.layers import IN_PLACE
 from cxr_jax.models.mae_decoder import MAEDecoder
@@ -23,7 +22,6 @@ from cxr_jax.models.projection_head import ProjectionHead
 from cxr_jax.models.vit import Features, ViT
 
 _FLOAT32 = {"param_dtype": "float32", "compute_dtype": "float32", "reduce_dtype": "float32"}
-HEADS = {"glori": GLoRI, "linear": LinearHead}
 
 
 def arguments_of(constructor: Any, stored: dict[str, Any]) -> dict[str, Any]:

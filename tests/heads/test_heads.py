@@ -1,4 +1,4 @@
-"""Both heads over one feature interface: shapes, paths, init, determinism, dropout, frozen queries, errors."""
+"""All heads over one feature interface: shapes, paths, init, determinism, dropout, frozen queries, errors."""
 
 import functools
 
@@ -8,19 +8,32 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cxr_jax.heads.glori import GLoRI, dropout
+from cxr_jax.heads.attentive import AttentiveProbe
+from cxr_jax.heads.glori import GLoRI, merging
+from cxr_jax.heads.kinds import HEADS
 from cxr_jax.heads.linear import LinearHead
+from cxr_jax.heads.ml_decoder import MLDecoder
+from cxr_jax.heads.pooled import PooledHead
+from cxr_jax.heads.query_decoder import dropout
+from cxr_jax.heads.severity import OrdinalHead
 from cxr_jax.models.layers import Layout
 from cxr_jax.models.vit import Features, ViT
 
 WIDTH, BLOCKS, CLASSES, PATCHES = 16, 4, 5, 9
 TINY = {"width": WIDTH, "num_classes": CLASSES, "blocks": BLOCKS}
 TINY_GLORI = {**TINY, "decoder_width": 24, "num_heads": 4, "ffn_width": 40}
+TINY_ATTENTIVE = {**TINY, "decoder_width": 24, "num_heads": 4}
 KINDS = {
     "linear": (LinearHead, TINY),
     "linear_mean_patch": (LinearHead, {**TINY, "mean_patch": True}),
     "glori": (GLoRI, TINY_GLORI),
     "glori_no_cls": (GLoRI, {**TINY_GLORI, "concat_cls": False}),
+    "glori_journal": (GLoRI, {**TINY_GLORI, "adaptive_temperature": True, "pyramid": (3, 2)}),
+    "ml_decoder": (MLDecoder, {**TINY_GLORI, "num_groups": 2}),
+    "ml_decoder_learned": (MLDecoder, {**TINY_GLORI, "learn_queries": True}),
+    "attentive": (AttentiveProbe, TINY_ATTENTIVE),
+    "pooled": (PooledHead, TINY),
+    "ordinal": (OrdinalHead, {**TINY, "mean_patch": True}),
 }
 
 
@@ -148,6 +161,10 @@ def test_linear_init():
     assert not head.classifier.bias[...].any()
 
 
+def test_every_head_is_among_the_kinds():
+    assert {kind for kind, _ in KINDS.values()} == set(HEADS.values())
+
+
 def test_glori_parameter_paths_and_shapes():
     w, split = 24, (4, 6)
     expected = {
@@ -219,16 +236,79 @@ def test_dropout_keeps_the_mean():
     assert float(dropped.max()) == pytest.approx(1 / 0.9)
 
 
-def test_glori_attention_is_a_distribution_over_patches():
-    head, x = make("glori"), features()
-    maps = head.attention(x)
+@pytest.mark.parametrize("name", [name for name, (kind, _) in KINDS.items() if hasattr(kind, "attention")])
+def test_attention_is_a_distribution_over_patches_for_every_class(name):
+    maps = make(name).attention(features())
     assert maps.shape == (3, 4, CLASSES, PATCHES)
+    assert np.asarray(maps).min() >= 0
     np.testing.assert_allclose(maps.sum(-1), 1.0, rtol=1e-5)
+
+
+def test_glori_reads_patches_in_any_order():
+    head, x = make("glori"), features()
     # Patches are keys and values without positions: reordering them reorders the maps and leaves the logits.
     order = np.random.default_rng(0).permutation(PATCHES)
     shuffled = x._replace(patches=x.patches[:, :, order])
-    np.testing.assert_allclose(head.attention(shuffled), maps[..., order], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(head.attention(shuffled), head.attention(x)[..., order], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(run(head, shuffled), run(head, x), rtol=1e-4, atol=1e-5)
+
+
+def test_merged_cells_cover_the_grid_as_adaptive_pooling_does():
+    """Of 5 x 5 patches into 2 x 2 cells: rows 0..2 and 2..4, the middle one in both, as torch's adaptive pooling."""
+    cells = merging(5, (2, 5)).reshape(-1, 5, 5)
+    np.testing.assert_allclose(cells[0], np.pad(np.full((3, 3), 1 / 9), (0, 2)))
+    np.testing.assert_allclose(cells[3], np.pad(np.full((3, 3), 1 / 9), (2, 0)))
+    np.testing.assert_array_equal(cells[4:].reshape(25, 25), np.eye(25))
+
+
+def test_a_pyramid_finer_than_the_patches_is_refused():
+    with pytest.raises(ValueError, match=r"head\.pyramid=\(8, 4\): the backbone gives 3 x 3 patches"):
+        make("glori_journal", pyramid=(8, 4))(features())
+    with pytest.raises(ValueError, match="no square grid"):
+        make("glori_journal")(features()._replace(patches=features().patches[:, :, :8]))
+
+
+def test_a_temperature_sharpens_the_attention_of_its_class_and_head_alone():
+    head, x = make("glori_journal", pyramid=()), features()
+    graphdef, state = nnx.split(head)
+    params = nnx.to_pure_dict(state)
+    before = head.attention(x)
+    params["attn"]["log_temperature"] = params["attn"]["log_temperature"].at[1, 2].add(-3.0)
+    after = nnx.merge(graphdef, params).attention(x)
+    changed = np.abs(np.asarray(after - before)).max((0, 3)) > 1e-6
+    assert changed[2, 1] and changed.sum() == 1
+    assert (after[:, 2, 1].max(-1) > before[:, 2, 1].max(-1)).all()
+
+
+def test_without_its_options_training_starts_as_plain_glori():
+    """Temperatures are 1 at the start."""
+    graphdef, state = nnx.split(make("glori_journal", pyramid=()))
+    params = nnx.to_pure_dict(state)
+    params["attn"]["log_temperature"] = jnp.zeros_like(params["attn"]["log_temperature"])
+    plain = jax.tree.map(lambda x: x, params)
+    del plain["attn"]["log_temperature"]
+    plain_def, _ = nnx.split(make("glori"))
+    key = jax.random.key(0)
+    ours, theirs = _run(graphdef, params, features(), key), _run(plain_def, plain, features(), key)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_ml_decoder_groups_share_a_query_and_learned_ones_learn():
+    assert shapes(make("ml_decoder"))["classifier/kernel"] == (2, 24, 3)
+    assert shapes(make("ml_decoder"))["queries"] == (2, 24)
+    graphdef, state = nnx.split(make("ml_decoder_learned"))
+    params = nnx.to_pure_dict(state)
+    gradient = jax.grad(lambda params: _run(graphdef, params, features(), None).sum())(params)
+    assert np.abs(gradient["learned_queries"]).max() > 0
+    with pytest.raises(ValueError, match=r"head\.num_groups=6: legal are 1 to 5"):
+        make("ml_decoder", num_groups=6)
+
+
+def test_ordinal_logits_fall_along_the_scale_by_the_same_steps_for_every_image():
+    logits = run(make("ordinal"), features())
+    steps = np.diff(logits, axis=1)
+    assert (steps < 0).all()
+    np.testing.assert_allclose(steps, np.broadcast_to(steps[:1], steps.shape), rtol=1e-4, atol=1e-6)
 
 
 def test_glori_rejects_impossible_sizes():
