@@ -38,6 +38,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 
 # What a disk is to blame for.
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+NAMES_ITS_KEY = re.compile(r"[a-z_]+(\.[a-z_]+)+[= ]")  # a message that begins with its key, `head.num_heads=5 ...`
 # What the transports of collectives and JAX's coordination service say when a peer has died.
 PEER_LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|heartbeat|UNAVAILABLE|NCCL.*(remote|closed)", re.I)
 
@@ -236,9 +237,9 @@ def call(function: Callable, prefix: str, kwargs: dict[str, Any], **given) -> An
     try:
         return function(**kwargs, **given)
     except (TypeError, ValueError) as error:
-        # Some messages name their key themselves.
         text = str(error)
-        raise ConfigError(f"config.{text}" if text.startswith(f"{prefix}.") else f"config.{prefix}: {text}") from error
+        named = text.startswith(f"{prefix}.") or NAMES_ITS_KEY.match(text)
+        raise ConfigError(f"config.{text}" if named else f"config.{prefix}: {text}") from error
 
 
 @contextlib.contextmanager

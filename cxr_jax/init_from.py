@@ -101,18 +101,25 @@ def start_from(
     return _fill(state, saved, source, model, meta["model"], facts)
 
 
-def frozen_backbone(state: TrainState, *, run: str, network: str) -> Start:
-    """The backbone of a pretraining's `teacher` or `student` as the frozen target of a fine-tuning.
+def pretrained_backbone(state: TrainState, *, run: str, network: str, item: str) -> Start:
+    """The backbone of a run's `teacher` or `student` as that of a fine-tuning, under its `params` or its `targets`.
 
-    A run without a teacher has one network, which `teacher` means too.
+    Only the backbone is taken, whatever else the run has: heads always start fresh. A run without a teacher has one
+    network, which `teacher` means too. Raises ConfigError for a run whose backbone is spread over two items.
     """
     meta = checkpoint.read_meta(run)
+    require(
+        meta.get("backbone", {}).get("mode") != "lora",
+        f"config.init_from={run}: its backbone is that of {meta.get('pretrained', {}).get('run')} and low-rank "
+        "factors; name that run, or one with objective.backbone='full'",
+    )
     network = checkpoint.network_of(meta, network)
     tree = checkpoint.read_item(run, "targets" if network == "teacher" else "params")
-    found = _flat({"targets": {"backbone": tree.get("backbone", {})}})
+    found = _flat({item: {"backbone": tree.get("backbone", {})}})
     facts = {"network": network, "parts": "backbone", "step": meta["step"], "fingerprint": meta["fingerprint"]}
     facts["unused"] = sorted(set(tree) - {"backbone"})
-    return _place(state, {"targets": state.targets}, found, run, facts)
+    facts["fresh"] = sorted(set(state.params) - {"backbone"})
+    return _place(state, {item: {"backbone": getattr(state, item)["backbone"]}}, found, run, facts)
 
 
 def _start_from_weights(state, *, source, network, parts, step, model) -> Start:

@@ -47,15 +47,19 @@ class Shards:
 
 
 def open_shards(folder: Path, split: str) -> Shards:
-    """Open one split of a dataset folder; its first record is read.
+    """Open one split of a dataset folder, or several joined by `+`, end to end; its first record is read.
 
     Raises DataError for a missing or unfinished folder, an unknown split, and a shard that is missing or has no end.
     """
     manifest = read_manifest(folder)
     splits = tfds.builder_from_directory(folder).info.splits
-    if split not in splits:
-        raise DataError(f"{folder}: has no split {split!r}; it has {', '.join(splits)}")
-    files = splits[split].file_instructions
+    names = split.split("+")
+    for name in names:
+        if name not in splits:
+            raise DataError(f"{folder}: has no split {name!r}; it has {', '.join(splits)}")
+    if len(set(names)) < len(names):
+        raise DataError(f"{folder}: split {split!r} names one twice")
+    files = [file for name in names for file in splits[name].file_instructions]
     absent = [Path(file.filename).name for file in files if not Path(file.filename).is_file()]
     if absent:
         raise DataError(f"{folder}: the shard {absent[0]} is missing; build the dataset again")
@@ -99,14 +103,15 @@ class Records:
         return record | {"labels": self._labels(record["labels"], part)}
 
     def brief(self, row: int) -> dict[str, Any]:
-        """`image` (JPEG bytes), `mask` (PNG bytes, empty where there is none), `labels`, and the texts `image_id`,
-        `source`, `view` and `sex` of record `row`."""
+        """`image` (JPEG bytes), `mask` (PNG bytes, empty where there is none), `labels`, `age_years`, and the texts
+        `image_id`, `source`, `view` and `sex` of record `row`."""
         payload, part = self._payload(row)
         fields = tf_example_pb2.Example.FromString(payload).features.feature
         record: dict[str, Any] = {name: fields[name].bytes_list.value[0].decode() for name in BRIEF_TEXTS}
         labels = self._labels(fields["labels"].int64_list.value, part)
         pictures = {name: fields[name].bytes_list.value[0] for name in ("image", "mask")}
-        return record | pictures | {"labels": labels}
+        (age,) = fields["age_years"].float_list.value
+        return record | pictures | {"labels": labels, "age_years": age}
 
 
 def union_manifest(manifests: Sequence[Manifest], weights: Sequence[int | float]) -> Manifest:

@@ -4,6 +4,7 @@ In: dataset folders (several separated by commas, each local or remote), a split
 Out: `Split`. `steps` cuts global batches from it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from cxr_jax.data.shards import Records, Shards, open_shards, union_manifest
 
 # Targets that are not findings: `sex:F` is 1 for F, 0 for every other known sex, unknown where the sex is.
 ATTRIBUTES = {"sex": SEXES, "view": VIEWS}
+# `age>=60` is 1 from that age in years on; several of them, rising, are a scale.
+AGE = re.compile(r"age>=(\d+(?:\.\d+)?)")
 FIELDS = ("source", "view", "sex")
 
 
@@ -85,8 +88,8 @@ def check_targets(targets: Sequence[str], vocabulary: Sequence[str]) -> None:
     """Raises DataError for a target that is neither in the vocabulary nor an attribute such as `sex:F`."""
     attributes = [f"{name}:{value}" for name, values in ATTRIBUTES.items() for value in values if value != "UNKNOWN"]
     for target in targets:
-        if target not in vocabulary and target not in attributes:
-            legal = ", ".join((*vocabulary, *attributes))
+        if target not in vocabulary and target not in attributes and not AGE.fullmatch(target):
+            legal = ", ".join((*vocabulary, *attributes, "age>=N (years)"))
             raise DataError(f"target {target!r} is not in the dataset; it has {legal}")
 
 
@@ -96,6 +99,10 @@ def target_values(record: Mapping, targets: Sequence[str], vocabulary: Sequence[
     for target in targets:
         if target in vocabulary:
             values.append(int(record["labels"][vocabulary.index(target)]))
+            continue
+        if limit := AGE.fullmatch(target):
+            age = float(record["age_years"])
+            values.append(UNKNOWN_LABEL if age < 0 else int(age >= float(limit[1])))
             continue
         name, _, wanted = target.partition(":")
         found = _text(record[name])

@@ -1,4 +1,4 @@
-"""What GLoRI's queries look at, on images of the test split.
+"""What the queries of a head look at, on images of the test split.
 
 In: a fine-tuned run and its scores. Out: for the surest positives and negatives the image, the attention map of every
 finding, and a caption.
@@ -13,12 +13,14 @@ from cxr_jax.data.source import Split
 from cxr_jax.evals.columns import Source, trained_head, trained_networks
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.task import Task
+from cxr_jax.heads.kinds import HEADS
 
 
 def attention_cases(source: Source, task: Task, scores: Scores, count: int) -> list[dict[str, Any]]:
-    """`count` images with the maps of the chosen GLoRI head; none where `scores` come from no such head."""
+    """`count` images with the maps of the chosen head; none where `scores` come from no head that attends."""
     meta = source.meta
-    if not count or "learning_rate" not in scores.chosen or meta.get("head", {}).get("name") != "glori":
+    kind = HEADS.get(meta.get("head", {}).get("name"))
+    if not count or "learning_rate" not in scores.chosen or not hasattr(kind, "attention"):
         return []
     objective, split = trained_head(meta), task.splits["test"]
     order = np.argsort(scores.test[:, 0])

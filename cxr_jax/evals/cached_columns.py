@@ -18,7 +18,7 @@ from cxr_jax.evals.learning_curve import label_efficiency_section
 from cxr_jax.evals.protocols import Floor, Scores
 from cxr_jax.evals.subsets import amounts
 from cxr_jax.evals.task import Task
-from cxr_jax.objectives.supervised import HEADS
+from cxr_jax.heads.kinds import HEADS
 
 Settings = Mapping[str, Any]
 SECTIONS = ("head", "features", "training", "label_efficiency", "probe")

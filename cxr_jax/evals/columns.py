@@ -14,7 +14,6 @@ import numpy as np
 
 from cxr_jax import checkpoint
 from cxr_jax.config import require
-from cxr_jax.data.augment import CropRecipe
 from cxr_jax.evals import cached_columns, protocols
 from cxr_jax.evals.features import Geometry, random_backbone
 from cxr_jax.evals.protocols import Scores
@@ -45,14 +44,15 @@ def open_source(run: str, step: int | None = None) -> Source:
 
 def trained_head(meta: dict[str, Any]) -> Supervised:
     """The objective of a fine-tuned run, from its checkpoint alone."""
-    head = dict(meta["head"])
-    name, crop = head.pop("name"), CropRecipe(size=meta["geometry"]["image_size"], scale=(1.0, 1.0))
-    return Supervised(meta["model"], name, head, tuple(meta["learning_rates"]), crop)
+    return Supervised.trained(meta)
 
 
 def trained_networks(source: Source) -> tuple[dict, dict]:
-    """Parameters and targets of a fine-tuned run."""
-    params, targets = (checkpoint.read_item(source.run, item, source.step) for item in ("params", "targets"))
+    """Parameters and targets of a fine-tuned run; one whose backbone was trained as well has no targets."""
+    items = source.meta["items"]
+    params, targets = (
+        checkpoint.read_item(source.run, item, source.step) if item in items else {} for item in ("params", "targets")
+    )
     return params, targets
 
 
@@ -120,14 +120,22 @@ def head_columns(
 
 
 def backbones_of(source: Source, network: str, random: bool) -> dict[str, Mapping[str, Any]]:
-    """The backbone of the run's `network`, and with `random` one that has seen nothing, by column."""
-    found = checkpoint.network_of(source.meta, network)
+    """The backbone of the run's `network`, and with `random` one that has seen nothing, by column.
+
+    Raises ConfigError for a run that keeps changes of another run's backbone alone.
+    """
+    meta, found = source.meta, checkpoint.network_of(source.meta, network)
+    require(
+        meta.get("backbone", {}).get("mode") != "lora",
+        f"{source.run}: its backbone is low-rank factors on that of {meta.get('pretrained', {}).get('run')}; "
+        "probe that run, or score this one's head with config.protocol=head",
+    )
     if found != network:
         print(f"{source.run} was trained without a teacher; its one network, the student, is evaluated")
     params = checkpoint.read_item(source.run, NETWORKS[found], source.step)["backbone"]
     backbones = {f"pretrained ({found})": params}
     if random:
-        backbones["random network"] = random_backbone(source.meta["model"], seed=0)
+        backbones["random network"] = random_backbone(meta["model"], seed=0)
     return backbones
 
 

@@ -17,7 +17,7 @@ from cxr_jax.objectives.base import Objective
 SECTIONS = {
     "self_distillation": ("model", "heads", "crops"),
     "mae": ("model", "decoder", "crop"),
-    "supervised": ("head", "crop"),
+    "supervised": ("head", "crop", "label_loss", "lora"),
     "segmentation": ("head", "crop"),
 }
 BUILDERS = {
@@ -54,4 +54,6 @@ def build_plain(config: ConfigDict) -> Objective:
         plain.model.remat = "none"
     if "prototype_chunks" in plain.objective:
         plain.objective.prototype_chunks = 1
+    if "remat" in plain.objective:
+        plain.objective.remat = "none"
     return build(plain).objective

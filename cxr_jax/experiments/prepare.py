@@ -20,6 +20,7 @@ from cxr_jax.data.source import Split, open_split
 from cxr_jax.evals.features import Geometry
 from cxr_jax.experiments import build, build_plain
 from cxr_jax.experiments.base import Experiment
+from cxr_jax.experiments.supervised import with_labels
 from cxr_jax.models.layers import Layout
 from cxr_jax.objectives.base import Objective
 from cxr_jax.online_probe import OnlineProbe
@@ -56,6 +57,7 @@ def prepare(config: ConfigDict, mesh: Mesh, saved: dict[str, Any] | None) -> Pre
     experiment = build(config, saved)
     check_experiment(config, mesh, experiment.objective, experiment.meta["model"])
     split = open_data(config, needs_masks(experiment.objective))
+    experiment = with_labels(experiment, split)
     geometry = Geometry(config.geometry.fit, config.geometry.image_size or experiment.meta["model"]["image_size"])
     layout = make_layout(mesh, config.dtypes.compute)
     evaluations = online_probe(config, experiment.objective, geometry, mesh, layout)

@@ -18,6 +18,9 @@ from cxr_jax.experiments.supervised import NETWORKS
 from cxr_jax.objectives.segmentation import SEGMENTERS, Segmentation
 from cxr_jax.schedules import warmup_cosine_schedule
 
+# What a grid of heads for findings has and masks do not.
+OF_CLASSES = ("seed", "backbone", "lora", "group_size", "mixup_alpha", "label_loss", "label_counts")
+
 
 def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment:
     """Heads on the frozen backbone of the run `config.init_from`, whose architecture comes with its checkpoint.
@@ -52,7 +55,7 @@ def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment
     rates = tuple(config.optim.learning_rates)
     parts = {"model": model, "head_name": name, "head": head | dtypes | given, "learning_rates": rates, "crop": crop}
     weights = {key: value for key, value in config.objective.items() if key != "name"}
-    door.check_keys("objective", weights, Segmentation, given=(*parts, "seed"))
+    door.check_keys("objective", weights, Segmentation, given=(*parts, *OF_CLASSES))
     objective = call(Segmentation, "objective", weights, **parts)
     cosine = warmup_cosine_schedule(1.0, 0.0, round(config.optim.warmup_frac * config.total_steps), config.total_steps)
     tx = optim.adamw(
@@ -73,5 +76,9 @@ def build(config: ConfigDict, saved: dict[str, Any] | None = None) -> Experiment
         if saved
         else source | {"network": checkpoint.network_of(pretrained, network)},
     }
-    start = None if network == "random" else partial(init_from.frozen_backbone, run=config.init_from, network=network)
+    start = (
+        None
+        if network == "random"
+        else partial(init_from.pretrained_backbone, run=config.init_from, network=network, item="targets")
+    )
     return Experiment(objective, tx, {"learning_rate": lambda step: max(rates) * cosine(step)}, meta, start)

@@ -13,6 +13,7 @@ from cxr_jax import checkpoint
 from cxr_jax.config import ConfigError, require
 from cxr_jax.export.contents import NETWORKS, Contents, Geometry
 from cxr_jax.export.ours import arguments_of
+from cxr_jax.models.lora import merge_lora
 from cxr_jax.models.mae_decoder import MAEDecoder
 from cxr_jax.models.vit import ViT
 
@@ -41,14 +42,18 @@ def read_run(run_dir: Path, network: str | None = None, step: int | None = None,
     facts = {"run": run_dir.resolve().name, "step": meta["step"], "network": " and ".join(networks)}
     facts |= {key: meta.get(key) for key in ("objective", "fingerprint", "config")}
     model, options = model_arguments(meta), {}
-    if meta.get("objective") == "supervised" and "teacher" in networks:
+    mode = meta.get("backbone", {"mode": "frozen"})
+    (first, *_) = networks
+    if meta.get("objective") == "supervised" and (first == "teacher" or mode["mode"] == "full"):
         options["head"] = {key: value for key, value in meta["head"].items() if key not in _DTYPES}
-        networks["teacher"]["head"] = checkpoint.read_item(run_dir, "params", step)["head"]
+        trained, tree = checkpoint.read_item(run_dir, "params", step), networks[first]
+        if mode["mode"] == "lora":
+            tree["backbone"] = merge_lora(tree["backbone"], trained["lora"], rank=mode["rank"], alpha=mode["alpha"])
+        tree["head"] = trained["head"]
         facts |= {"targets": meta["targets"], "learning_rates": meta["learning_rates"]}
         if rate is not None:
             index = _index_of(rate, meta["learning_rates"])
-            head = networks["teacher"]["head"]
-            networks["teacher"]["head"] = jax.tree.map(lambda leaf: leaf[index : index + 1], head)
+            tree["head"] = jax.tree.map(lambda leaf: leaf[index : index + 1], tree["head"])
             facts["learning_rates"] = [meta["learning_rates"][index]]
     else:
         require(rate is None, f"--learning_rate={rate}: {run_dir} is no fine-tuned run; drop the flag")

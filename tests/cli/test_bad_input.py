@@ -31,6 +31,7 @@ SMOKE = ["--config=configs/smoke.py", "--workdir={tmp}/run"]
 RUN = [*SMOKE, "--config.data.path={data}"]
 HEAD = ["--config=configs/finetune/linear.py", "--workdir={tmp}/run", "--config.data.path={data}"]
 TARGET = "--config.data.targets=('Cardiomegaly',)"
+TUNE = [*HEAD, TARGET, "--config.init_from={tmp}/other_run", "--config.head.blocks=1"]
 PLAN = ["--config=configs/smoke.py"]
 EVAL = ["--config=configs/eval/linear.py", "--workdir={tmp}/run", "--config.data.path={data}"]
 CACHED = ["--config=configs/eval/linear_cached.py", *EVAL[1:], TARGET, "--config.init_from={tmp}/other_run"]
@@ -154,6 +155,23 @@ CASES = {
     "head_from_nothing": ("train", [*HEAD, TARGET], CONFIG, ("config.init_from",)),
     "head_network": ("train", [*HEAD, TARGET, "--config.init_network=pupil"], CONFIG, ("config.init_",)),
     "head_blocks": ("train", [*HEAD, TARGET, "--config.init_from={tmp}/other_run"], CONFIG, ("config.head.blocks=4",)),
+    "head_pyramid": ("train", ["--config=configs/finetune/glori.py", *HEAD[1:], TARGET, "--config.head.blocks=1",
+                               "--config.init_from={tmp}/other_run", "--config.head.pyramid=(8,4)"],
+                     CONFIG, ("config.head.pyramid=(8, 4)", "2 x 2 patches")),
+    "head_rates": ("train", [*TUNE, "--config.objective.backbone=full"], CONFIG,
+                   ("config.optim.learning_rates has 13 rates", "name one rate")),
+    "head_drop_path": ("train", [*TUNE, "--config.objective.drop_path=0.1"], CONFIG,
+                       ("config.objective.drop_path=0.1", "frozen")),
+    "head_layer_decay": ("train", [*TUNE, "--config.optim.layer_decay=0.7"], CONFIG, ("config.optim.layer_decay=0.7",)),
+    "head_loss": ("train", [*TUNE, "--config.label_loss.terms=('hinge',)"], CONFIG,
+                  ("config.label_loss.terms=('hinge',)", "bce, focal")),
+    "head_lora": ("train", [*TUNE, "--config.objective.backbone=lora", "--config.lora.rank=0",
+                            "--config.optim.learning_rates=(0.1,)"], CONFIG, ("config.lora.rank=0", "1 to ")),
+    "head_age": ("train", [*TUNE, "--config.data.targets=('age>60',)"], DATA, ("'age>60'", "age>=N (years)")),
+    "head_all_rows": ("train", [*TUNE, "--config.data.split=train+val"], CONFIG,
+                      ("config.data.split='train+val'", "optim.select_from")),
+    "head_select_from": ("train", [*TUNE, "--config.optim.select_from={tmp}/nowhere"], CONFIG,
+                         ("config.optim.select_from=", "nowhere", "results.json")),
     "evaluate_key": ("evaluate", [*EVAL, "--config.protocoll=x"], CONFIG, ("did you mean config.protocol",)),
     "evaluate_nothing": ("evaluate", [*EVAL, TARGET], CONFIG, ("config.init_from",)),
     "evaluate_no_run": ("evaluate", [*EVAL, TARGET, "--config.init_from={tmp}/nowhere"], CONFIG, ("nowhere",)),

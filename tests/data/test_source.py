@@ -7,7 +7,7 @@ import pytest
 from cxr_jax.data.decode import decode_grey
 from cxr_jax.data.pipeline import eval_batches, local_rows, to_global, train_batches
 from cxr_jax.data.records import DataError
-from cxr_jax.data.source import open_split
+from cxr_jax.data.source import check_targets, open_split, target_values
 from cxr_jax.data.steps import StepSource
 from cxr_jax.sharding import batch_sharding, make_mesh
 
@@ -166,3 +166,24 @@ def test_filters_keep_only_what_matches(phantom_dataset):
 def test_what_does_not_exist_is_refused_by_name(phantom_dataset, split, options, message):
     with pytest.raises(DataError, match=message):
         open_split(str(phantom_dataset), split, **options)
+
+
+def test_an_age_is_a_target_where_it_is_known_and_a_column_of_the_table_comes_first(split):
+    ages = [float(split[i]["age_years"]) for i in range(len(split))]
+    expected = [[-1 if age < 0 else int(age >= limit) for limit in (30, 60.5)] for age in ages]
+    np.testing.assert_array_equal(split.labels(("age>=30", "age>=60.5")), expected)
+    assert {0, 1} <= set(np.ravel(expected))
+    record = {"age_years": 70.0, "labels": [0]}
+    assert target_values(record, ("age>=60",), ("age>=60",)) == [0]
+    assert target_values(record | {"age_years": -1.0}, ("age>=60",), ()) == [-1]
+    with pytest.raises(DataError, match=r"'age>60' is not in the dataset; .*age>=N \(years\)"):
+        check_targets(("age>60",), ())
+
+
+def test_joined_splits_are_their_records_end_to_end(split, phantom_dataset):
+    both, val = (open_split(str(phantom_dataset), name) for name in ("train+val", "val"))
+    ids = [[part.text(i, "image_id") for i in range(len(part))] for part in (both, split, val)]
+    assert ids[0] == ids[1] + ids[2]
+    for name in ("train+dev", "val+val"):
+        with pytest.raises(DataError, match=r"no split 'dev'; it has|names one twice"):
+            open_split(str(phantom_dataset), name)

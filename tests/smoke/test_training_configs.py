@@ -15,6 +15,7 @@ import pytest
 
 from cxr_jax import checkpoint, evaluate, train
 from cxr_jax import config as door
+from cxr_jax.export.run import read_run
 
 ROOT = Path(__file__).parents[2]
 PRETRAINING = ("smoke", "demo", *(f"pretrain/{path.stem}" for path in sorted((ROOT / "configs/pretrain").glob("*.py"))))
@@ -59,8 +60,13 @@ def shrink(config, dataset):
         if config.objective.name != "segmentation":
             config.data.targets = ("Effusion", "Nodule")
         config.head.blocks = 2
-        if config.head.name == "glori":
-            config.head.update(decoder_width=16, num_heads=2, ffn_width=16)
+        small = {"decoder_width": 16, "num_heads": 2, "ffn_width": 16, "num_groups": 2, "pyramid": (2,)}
+        config.head.update({key: value for key, value in small.items() if config.head.get(key)})
+        if "lora" in config:
+            config.lora.rank = 2
+        if config.objective.get("drop_path"):
+            # Two images are the least that a group can lose one of.
+            config.objective.update(drop_path=0.5, group_size=2)
     config.lock()
     return config
 
@@ -138,10 +144,27 @@ def test_finetuning_configs_train(name, pretrained, phantom_dataset, tmp_path, m
     config = shrink(config, phantom_dataset)
     lines = run(config, tmp_path / "run", monkeypatch)
     check(tmp_path / "run", lines, "bce_best")
-    before, after = (
-        checkpoint.read_item(folder, "targets")["backbone"] for folder in (pretrained[0], tmp_path / "run")
-    )
-    np.testing.assert_array_equal(before["blocks"]["attn"]["qkv"]["kernel"], after["blocks"]["attn"]["qkv"]["kernel"])
+    before, full = checkpoint.read_item(pretrained[0], "targets"), config.objective.backbone == "full"
+    after = checkpoint.read_item(tmp_path / "run", "params" if full else "targets")
+    before, after = (tree["backbone"]["blocks"]["attn"]["qkv"]["kernel"] for tree in (before, after))
+    assert (before == after).all() == (not full)
+    assert checkpoint.read_meta(tmp_path / "run")["backbone"]["mode"] == config.objective.backbone
+    if config.objective.backbone != "frozen":
+        check_trained_backbone(tmp_path, before, monkeypatch)
+
+
+def check_trained_backbone(folder, before, monkeypatch):
+    """A run whose backbone was trained, by factors or as a whole, is evaluated and exported with what it has become."""
+    config = load("eval/head")
+    config.init_from, config.baselines.floor, config.attention_images = str(folder / "run"), False, 0
+    assert evaluated(config, folder / "results", monkeypatch)["counts"]["images"] > 0
+    contents, _ = read_run(folder / "run")
+    (network,) = contents.networks.values()
+    assert set(network) == {"backbone", "head"} and contents.options["head"]["num_classes"] == 2
+    assert not (np.asarray(network["backbone"]["blocks"]["attn"]["qkv"]["kernel"]) == before).all()
+    config.data.targets = ("Effusion",)
+    with pytest.raises(door.ConfigError, match=r"was trained for \['Effusion', 'Nodule'\], not for \['Effusion'\]"):
+        evaluated(config, folder / "others", monkeypatch)
 
 
 @pytest.mark.parametrize("name", names(EVALUATION))

@@ -1,0 +1,18 @@
+"""GLoRI with low-rank changes of the backbone's attention: rank 16 on qkv and proj, as CheXFound's option.
+
+    python -m cxr_jax.train --config=configs/finetune/lora.py --workdir=runs/lora_sex \\
+        --config.init_from=runs/small_mae --config.data.path=data/cxr_small \\
+        --config.data.where.source=nih-chestxray14 --config.data.targets="('sex:F',)"
+
+Head and factors are kept, the backbone stays that of the run it came from; an evaluation multiplies the factors in.
+Sized for a small backbone, as small_glori.py. Result: not yet run.
+"""
+
+from configs.finetune import small_glori
+
+
+def get_config():
+    config = small_glori.get_config()
+    config.objective.backbone = "lora"
+    config.optim.learning_rates = (1e-3,)
+    return config
