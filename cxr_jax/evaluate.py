@@ -23,6 +23,7 @@ from cxr_jax.evals import classification, mask_protocol, report
 from cxr_jax.evals.attention import attention_cases
 from cxr_jax.evals.cached_columns import curve_section, curves_of
 from cxr_jax.evals.columns import PROTOCOLS, Source, open_source, score_columns
+from cxr_jax.evals.per_image_protocols import PER_IMAGE
 from cxr_jax.evals.per_image_report import publish
 from cxr_jax.evals.predictions import write_predictions
 from cxr_jax.evals.protocols import Scores
@@ -81,19 +82,18 @@ def masked_of(config: ConfigDict, meta: dict[str, Any]) -> mask_protocol.Masked:
     )
 
 
-# Protocols that score every image on its own: which rows they look at, and how.
-PER_IMAGE = {"segmentation": (masked_of, mask_protocol.score)}
+# Which rows a protocol of `PER_IMAGE` looks at, where that is not `task_of`.
+ROWS = {"segmentation": masked_of}
 
 
 def score_each_image(config: ConfigDict, workdir: Path, source: Source) -> None:
     """One of `PER_IMAGE` -> results.json, predictions.csv, report.html."""
-    open_rows, score = PER_IMAGE[config.protocol]
-    task = open_rows(config, source.meta)
+    task = ROWS.get(config.protocol, task_of)(config, source.meta)
     asked = {"runs": config.baselines.runs, "floor": config.baselines.floor, "pictures": config.attention_images}
     environment = door.environment()
     lines = publish(
         workdir,
-        score(source, task, **asked),
+        PER_IMAGE[config.protocol](source, task, **asked),
         title=f"{config.protocol} of {Path(config.init_from).name}",
         evaluated={
             "run": str(config.init_from),

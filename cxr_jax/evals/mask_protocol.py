@@ -20,7 +20,7 @@ from cxr_jax.evals.classification import require_disjoint_patients
 from cxr_jax.evals.columns import Source, column_name, open_source, trained_networks
 from cxr_jax.evals.features import Geometry, identities
 from cxr_jax.evals.figures import outlined
-from cxr_jax.evals.per_image_report import Case, Page, ScoreColumn
+from cxr_jax.evals.per_image_report import Case, Page, ScoreColumn, lowest_middle_highest
 from cxr_jax.evals.segmentation import SCORES, MaskFunction
 from cxr_jax.evals.task import ROLES
 from cxr_jax.objectives.segmentation import Segmentation
@@ -151,12 +151,9 @@ def run_function(source: Source) -> MaskFunction:
 def mask_cases(split: Split, column: ScoreColumn, rows: np.ndarray, predictor: Predictor, count: int) -> list[Case]:
     """`count` test images with both outlines: the worst, the middle, the best by Dice."""
     dice = column.values[:, SCORES.index("dice")]
-    order = [i for i in np.argsort(dice) if not np.isnan(dice[i])]
-    if not count or not order:
+    wanted = lowest_middle_highest(dice, count)
+    if not wanted:
         return []
-    third = -(-count // 3)
-    middle = max((len(order) - third) // 2, 0)
-    wanted = list(dict.fromkeys([*order[:third], *order[middle : middle + third], *order[-third:]]))[:count]
     pictures = segmentation.show(
         predictor.function,
         predictor.params,

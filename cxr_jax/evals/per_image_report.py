@@ -110,6 +110,15 @@ def _spoken(head: str, entry: dict) -> str:
     return f"{head} {entry['mean']:.3f} {bounds}"
 
 
+def lowest_middle_highest(values: Float[np.ndarray, " n"], count: int) -> list[int]:
+    """`count` rows, a third each of the lowest, middle and highest values, in this order; none of an undefined one."""
+    order = [int(i) for i in np.argsort(values) if not np.isnan(values[i])]
+    third = -(-count // 3)
+    middle = max((len(order) - third) // 2, 0)
+    parts = [*order[:third], *order[middle : middle + third], *order[-third:]] if count else []
+    return list(dict.fromkeys(parts))[:count]
+
+
 def tabulate(
     columns: Sequence[ScoreColumn],
     names: Sequence[str],

@@ -25,6 +25,7 @@ from cxr_jax.config import EXIT_CONFIG, EXIT_DATA, ConfigError
 from cxr_jax.config_reading import read_config
 from cxr_jax.data.records import DataError
 from cxr_jax.evals.columns import PROTOCOLS
+from cxr_jax.evals.per_image_protocols import PER_IMAGE
 from cxr_jax.experiments import prepare
 
 NUMBERS = (int, float)
@@ -68,7 +69,7 @@ def check_command(command: Mapping[str, Any], *, first: bool, data: bool) -> Con
             check_counts(config)
             check_numbers(config)
     else:
-        check_evaluation(config, tuple(PROTOCOLS))
+        check_evaluation(config, (*PROTOCOLS, *PER_IMAGE))
     return config
 
 

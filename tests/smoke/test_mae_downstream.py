@@ -10,6 +10,8 @@ from test_training_configs import check, evaluated, load, run, shrink
 
 from cxr_jax import checkpoint, convert
 from cxr_jax.config import ConfigError
+from cxr_jax.data.records import DataError
+from cxr_jax.evals import localisation
 from cxr_jax.experiments import build
 
 
@@ -125,3 +127,27 @@ def test_runs_without_masks_and_labels_where_masks_are_learnt_are_refused(
         config.data.targets = ("Effusion",)
     with pytest.raises(ConfigError, match=r"segmentation learns the masks of the records; legal is \(\)"):
         run(config, tmp_path / "b", monkeypatch)
+
+
+def test_attention_is_scored_against_boxes_beside_rivals_that_see_no_image(
+    pretrained, phantom_dataset, tmp_path, monkeypatch
+):
+    """A GLoRI head on phantoms, whose records have boxes; `train` is scored, where there are boxes of both targets."""
+    finetuning = load("finetune/small_glori")
+    finetuning.init_from = str(pretrained)
+    run(shrink(finetuning, phantom_dataset), tmp_path / "glori", monkeypatch)
+    config = load("eval/localisation")
+    config.init_from, config.attention_images = str(tmp_path / "glori"), 2
+    config.data.update(train_split="val", select_split="test", split="train")
+    results = evaluated(config, tmp_path / "boxes", monkeypatch)
+    whole = results["scores"]["All images"]
+    assert list(whole)[:2] == ["pretrained (student)", "middle of the picture"]
+    assert set(results["scores"]) == {"All images", "Effusion", "Nodule"}
+    for entries in whole.values():
+        assert all(0 <= entry["mean"] <= 1 for entry in entries.values())
+        assert entries["chance"]["mean"] == whole["pretrained (student)"]["chance"]["mean"]
+    assert results["hit_mean"] == whole["pretrained (student)"]["hit"]["mean"]
+    assert (tmp_path / "boxes/report.html").read_text().count("data:image/jpeg") == 4
+    monkeypatch.setattr(localisation, "boxed_images", lambda *_: ([], {}))
+    with pytest.raises(DataError, match="split 'train' has no box of Effusion, Nodule; boxes that it has: none"):
+        evaluated(config, tmp_path / "none", monkeypatch)
