@@ -61,7 +61,7 @@ def task_of(config: ConfigDict, meta: dict[str, Any]) -> Task:
         train_where=choice(data.train_where, where),
         targets=targets,
         flip=config.test_time_flip,
-        trains=config.protocol != "head",
+        trains=config.protocol not in ("head", "localisation"),
         batch_size=config.batch_size,
         sharding=batch_sharding(mesh),
     )

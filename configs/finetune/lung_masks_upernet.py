@@ -1,4 +1,4 @@
-"""Lung masks by a small UPerNet on four blocks of a frozen backbone: four learning rates at once.
+"""Lung masks by a small UPerNet on four blocks of a frozen backbone: two learning rates at once.
 
     python -m cxr_jax.train --config=configs/finetune/lung_masks_upernet.py --workdir=runs/lungs_upernet \\
         --config.init_from=runs/small_mae --config.data.path=data/cxr_small
@@ -13,6 +13,7 @@ from configs.finetune import lung_masks
 
 def get_config():
     config = lung_masks.get_config()
-    config.head = ConfigDict({"name": "upernet", "blocks": 4, "channels": 32})
-    config.optim.learning_rates = (3e-4, 1e-3, 3e-3, 1e-2)
+    config.batch_size, config.total_steps = 16, 200
+    config.head = ConfigDict({"name": "upernet", "blocks": 4, "channels": 16})
+    config.optim.learning_rates = (1e-3, 3e-3)
     return config

@@ -56,9 +56,8 @@ def shrink(config, dataset):
         config.decoder.update(width=16, depth=1, num_heads=2)
     for head in config.get("heads", {}).values():
         head.update(hidden=16, bottleneck=8, num_prototypes=16)
-    if "head" in config:
-        if config.objective.name != "segmentation":
-            config.data.targets = ("Effusion", "Nodule")
+    if "head" in config and config.objective.name == "supervised":
+        config.data.targets = ("Effusion", "Nodule")
         config.head.blocks = 2
         small = {"decoder_width": 16, "num_heads": 2, "ffn_width": 16, "num_groups": 2, "pyramid": (2,)}
         config.head.update({key: value for key, value in small.items() if config.head.get(key)})
