@@ -1,6 +1,6 @@
-"""The protocol `localisation`: where a fine-tuned GLoRI head looks, against the boxes of the same findings.
+"""The protocol `localisation`: where a fine-tuned head such as GLoRI looks, against the boxes of the same findings.
 
-In: a run whose head is GLoRI, and test records with boxes. Out: a `Page` of the pointing game, the share of attention
+In: a run whose head attends, and test records with boxes. Out: a `Page` of the pointing game, the share of attention
 in the boxes and IoU, for every pair of an image and a finding that has boxes. Labels alone were learnt, boxes are only
 scored; the learning rate is the one with the best mean AUROC on the selection split.
 
@@ -28,6 +28,7 @@ from cxr_jax.evals.figures import attention_overlay, outlined
 from cxr_jax.evals.localisation import SCORES, THRESHOLDS, Boxed
 from cxr_jax.evals.per_image_report import Case, Page, ScoreColumn, lowest_middle_highest
 from cxr_jax.evals.task import Task
+from cxr_jax.heads.kinds import HEADS
 
 CENTRE, PRIOR = "middle of the picture", "mean training box"
 HEADINGS = {
@@ -54,7 +55,7 @@ NOTES = (
 def score(source: Source, task: Task, *, runs: Collection[str], floor: bool, pictures: int) -> Page:
     """Everything that the report shows, with `pictures` images of attention; with `floor` the rivals that see none.
 
-    Raises ConfigError when a run has no GLoRI head, DataError when no test image has a box of the targets.
+    Raises ConfigError when a run has no head that attends, DataError when no test image has a box of the targets.
     """
     geometry, test = source.geometry, task.splits["test"]
     boxed, others = localisation.boxed_images(test, task.targets, geometry)
@@ -100,8 +101,8 @@ def score(source: Source, task: Task, *, runs: Collection[str], floor: bool, pic
 def attention_maps(source: Source, task: Task, boxed: Sequence[Boxed]) -> tuple[list[np.ndarray], dict[str, Any]]:
     """The attention of the boxed finding's query at the model input, mean over heads, and what was chosen."""
     require(
-        source.meta["objective"] == "supervised" and source.meta["head"]["name"] == "glori",
-        f"{source.run}: localisation needs a run with head.name='glori', whose queries have attention maps",
+        source.meta["objective"] == "supervised" and hasattr(HEADS[source.meta["head"]["name"]], "attention"),
+        f"{source.run}: localisation needs a run with a head that attends, such as head.name='glori'",
     )
     chosen = dict(head_scores(source, task).chosen)
     best = source.meta["learning_rates"].index(chosen["learning_rate"])
