@@ -24,7 +24,7 @@ COUNTS += ("checkpoint.every_steps", "checkpoint.keep")
 COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch", "checkpoint.keep_best", "numerics.max_rollbacks")
 NOT_NEGATIVE = ("data.workers", "data.prefetch_to_device", "data.cache_decoded_mb")
 NETWORKS = ("teacher", "student")
-STUDIES = ("none", "average")  # what a test row is: an image, or a study by the mean of its images
+STUDIES = ("none", "average", "concatenate")  # what a test row is: an image, or a study (`evals.studies`)
 EXAMPLES = "log.examples_every_steps"
 
 
@@ -146,7 +146,10 @@ def check_evaluation(config: ConfigDict, protocols: tuple[str, ...]) -> None:
     require(bool(config.init_from), "config.init_from is empty; name a run directory")
     for name in ("k", "blocks"):
         require(config.probe[name] >= 1, f"config.probe.{name}={config.probe[name]} must be at least 1")
+    by_image = ("label_efficiency", "segmentation")
+    scored = {"none": protocols, "average": [name for name in protocols if name not in by_image]}
+    legal = ", ".join(scored.get(config.study, ["cached_head"]))
     require(
-        config.study == "none" or config.protocol != "label_efficiency",
-        f"config.study={config.study!r}: label_efficiency counts images; legal is none",
+        config.protocol in legal.split(", "),
+        f"config.study={config.study!r} is not for config.protocol={config.protocol!r}; it goes with {legal}",
     )

@@ -27,9 +27,15 @@ from cxr_jax.evals.per_image_protocols import PER_IMAGE
 from cxr_jax.evals.per_image_report import publish
 from cxr_jax.evals.predictions import write_predictions
 from cxr_jax.evals.protocols import Scores
-from cxr_jax.evals.studies import by_study
+from cxr_jax.evals.studies import by_study, pair_views
 from cxr_jax.evals.task import ROLES, Task, open_task
 from cxr_jax.sharding import batch_sharding, data_shards, make_mesh
+
+# What the report says of rows that are not images.
+ROWS = {
+    "average": "a study, by the mean score of its images",
+    "concatenate": "a study, the tokens of a frontal and a lateral image side by side (hand-made: the frontal)",
+}
 
 
 def choice(asked: ConfigDict, otherwise: dict[str, str]) -> dict[str, str]:
@@ -147,6 +153,8 @@ def main() -> None:
         "or take config.protocol=linear_probe or knn",
     )
     task = task_of(config, meta)
+    if config.study == "concatenate":
+        task = pair_views(task)
     settings = {name: section.to_dict() for name, section in config.items() if isinstance(section, ConfigDict)}
     columns = score_columns(
         source,
@@ -169,7 +177,7 @@ def main() -> None:
         "split": task.splits["test"].name,
         "targets": ", ".join(task.targets),
         "rows": ", ".join(f"{role} {len(split)}" for role, split in task.splits.items()),
-        **({"a test row": "a study, by the mean score of its images"} if config.study == "average" else {}),
+        **({"a row": ROWS[config.study]} if config.study in ROWS else {}),
         **({"test images": "with their mirror pictures, scores averaged"} if config.test_time_flip else {}),
         **({"only the images of": config.data.only_images} if config.data.only_images else {}),
     }

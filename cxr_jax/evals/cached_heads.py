@@ -51,14 +51,14 @@ class CachedHead:
     ):
         self._task, self._recipe = task, wanted.recipe
         rates = tuple(rate for rate, _ in wanted.recipe.grid)
-        sizes = {"width": model["width"], "num_classes": len(task.targets)}
+        sizes = {"width": model["width"] * (2 if task.beside else 1), "num_classes": len(task.targets)}
         crop = CropRecipe(size=geometry.image_size, scale=(1.0, 1.0))  # of no use without images
-        objective = Supervised(dict(model), wanted.name, {**wanted.head, **sizes}, rates, crop)
+        objective = Supervised({**model, "drop_path": 0.0}, wanted.name, {**wanted.head, **sizes}, rates, crop)
 
-        def features(role, mirrored=False):
+        def tokens(split, mirrored):
             return features_of(
                 task,
-                task.splits[role],
+                split,
                 backbone,
                 model=model,
                 geometry=geometry,
@@ -68,6 +68,13 @@ class CachedHead:
                 max_gb=wanted.max_gb,
                 mirrored=mirrored,
             )
+
+        def features(role, mirrored=False):
+            found = tokens(task.splits[role], mirrored)
+            if not task.beside:
+                return found
+            other = tokens(task.beside[role], mirrored)
+            return {name: np.concatenate([found[name], other[name]], axis=-1) for name in found}
 
         self._select = features("select")
         self._test = {mirrored: features("test", mirrored) for mirrored in ((False, True) if task.flip else (False,))}

@@ -1,6 +1,7 @@
 """Several images of one study as one case.
 
-In: a task with the scores of its rows. Out: a task with one row a study, and the means of the scores over its images.
+In: a task with the scores of its rows. Out: a task with one row a study, and the means of the scores over its images;
+or, before anything is scored, a task whose rows are pairs of a frontal and a lateral image.
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cxr_jax.data.records import DataError
 from cxr_jax.data.source import Split
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.task import Task
@@ -68,3 +70,31 @@ def by_study(task: Task, columns: Mapping[str, Scores]) -> tuple[Task, dict[str,
 
     merged = dataclasses.replace(task, splits=splits, labels=labels, patients=patients)
     return merged, {name: means(scores) for name, scores in columns.items()}
+
+
+def pair_views(task: Task) -> Task:
+    """The task with one row for each study that has a frontal and a lateral image, in every role; others are left out.
+
+    The first frontal image stands for the study, its first lateral one lies in `Task.beside`. Raises DataError when a
+    role has no such study.
+    """
+    splits, beside, labels, patients = {}, {}, {}, {}
+    for role, split in task.splits.items():
+        numbers, views = study_of_rows(split), [split.text(i, "view") for i in range(len(split))]
+        first: dict[str, dict[int, int]] = {"frontal": {}, "lateral": {}}
+        for row, (study, view) in enumerate(zip(numbers.tolist(), views, strict=True)):
+            if view != "UNKNOWN":
+                first["lateral" if view == "LATERAL" else "frontal"].setdefault(study, row)
+        both = sorted(first["frontal"].keys() & first["lateral"].keys())
+        if not both:
+            raise DataError(
+                f"config.study='concatenate': no study of the {len(split)} {role} rows of split {split.name!r} has a "
+                "frontal and a lateral image; legal there are none, average"
+            )
+        frontal, lateral = (np.array([rows[study] for study in both]) for rows in first.values())
+        splits[role], beside[role] = (
+            dataclasses.replace(split, rows=np.asarray(split.rows)[rows]) for rows in (frontal, lateral)
+        )
+        labels[role] = study_labels(numbers, task.labels[role])[both]
+        patients[role] = task.patients[role][frontal]
+    return dataclasses.replace(task, splits=splits, beside=beside, labels=labels, patients=patients)

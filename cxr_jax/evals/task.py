@@ -6,7 +6,7 @@ hospital, another dataset.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class Task:
     """The rows by role (`train`, `select`, `test`), their labels `[n, c]` and patients.
 
     `runner(function, geometry, mirrored=False)` makes the function that runs over a split, see `features.make_runner`.
-    With `flip`, test scores are means over an image and its mirror picture (`over_mirror`).
+    With `flip`, test scores are means over an image and its mirror picture (`over_mirror`). `beside` holds, by role, a
+    second image of each row's study (`studies.pair_views`); {} where rows are single images.
     """
 
     splits: dict[str, Split]
@@ -35,6 +36,7 @@ class Task:
     patients: dict[str, np.ndarray]
     runner: Callable[..., Callable[[Split, Any], dict[str, np.ndarray]]]
     flip: bool = False
+    beside: dict[str, Split] = field(default_factory=dict)
 
     def over_mirror(self, scores: Callable[[bool], np.ndarray]) -> np.ndarray:
         """`scores(mirrored)` of the test rows; with `flip` the mean of both.

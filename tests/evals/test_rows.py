@@ -133,3 +133,30 @@ def test_a_task_by_study_has_one_row_each(phantom_dataset, monkeypatch):
     assert found.chosen == {"k": 1} and found.select[0, 0] == 0.5
     assert found.test[1, 0] == found.features["test"][1, 0] == 2.5
     assert len(merged.splits["train"]) == len(found.features["train"]) == len(task.splits["train"])
+
+
+def test_studies_with_a_frontal_and_a_lateral_image_become_pairs(phantom_dataset):
+    """Of five images: a pair, a lateral image alone, a pair that comes lateral first; view UNKNOWN is neither."""
+    task = task_of(phantom_dataset)
+    rows_of = [("1", "PA"), ("2", "LATERAL"), ("1", "LATERAL"), ("3", "LATERAL"), ("3", "UNKNOWN"), ("3", "AP")]
+    records = [
+        {"source": "s", "patient_id": "p", "study_id": study, "image_id": str(i), "view": view}
+        for i, (study, view) in enumerate(rows_of)
+    ]
+    split = dataclasses.replace(task.splits["test"], records=records, rows=np.arange(6))
+    labels = np.array([[0], [1], [1], [-1], [-1], [0]], np.int8)
+    roles = ("train", "select", "test")
+    whole = dataclasses.replace(
+        task,
+        splits=dict.fromkeys(roles, split),
+        labels=dict.fromkeys(roles, labels),
+        patients=dict.fromkeys(roles, np.array(list("abcdef"))),
+    )
+    pairs = studies.pair_views(whole)
+    for role in roles:
+        assert [pairs.splits[role].text(i, "image_id") for i in range(2)] == ["0", "5"]
+        assert [pairs.beside[role].text(i, "image_id") for i in range(2)] == ["2", "3"]
+        np.testing.assert_array_equal(pairs.labels[role], [[1], [0]])
+        np.testing.assert_array_equal(pairs.patients[role], ["a", "f"])
+    with pytest.raises(DataError, match=r"no study of the .* has a frontal and a lateral image"):
+        studies.pair_views(task)

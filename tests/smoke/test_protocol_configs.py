@@ -61,9 +61,8 @@ def published(phantom_dataset, tmp_path_factory):
                     labels = [int(i // 2 % 2) if name in known else -1 for name in vocabulary]
                     size = {name: int(old[name]) for name in ("height", "width")}
                     who = {"patient_id": f"{source}/{split}/{i // 2}", "study_id": "1", "source": source}
-                    record = Record(
-                        old["image"], **size, image_id=f"{source}/{split}/{i}", **who, view="PA", labels=tuple(labels)
-                    )
+                    who |= {"image_id": f"{source}/{split}/{i}", "view": ("PA", "LATERAL")[i % 2]}
+                    record = Record(old["image"], **size, **who, labels=tuple(labels))
                     writer.add(split, encode_record(record))
         writer.finish(dataclasses.replace(manifest, vocabulary=vocabulary, shards={}, fingerprint=""))
     return folder
@@ -105,3 +104,15 @@ def test_the_protocol_runs_on_its_own_source(name, backbone, published, tmp_path
     assert {image.split("/")[1] for image in images} == {"test"}
     if config.data.where.source:
         assert {image.split("/")[0] for image in images} == {config.data.where.source}
+
+
+def test_two_views_of_a_study_are_read_together(backbone, published, tmp_path, monkeypatch):
+    config = load(f"{FOLDER}/chexpert5")
+    config.init_from, config.data.path, config.study = str(backbone), str(published), "concatenate"
+    config.data.targets = config.data.targets[:2]
+    config.baselines.update(random=False, floor=False)
+    config.training.seeds = (0,)
+    monkeypatch.setattr(report, "write_report", lambda path, **_: path)
+    results = evaluated(config, tmp_path, monkeypatch)
+    assert results["counts"]["images"] == IMAGES["test"] // 2
+    assert results["evaluated"]["a row"].startswith("a study, the tokens of a frontal and a lateral image")
