@@ -20,19 +20,26 @@ from cxr_jax import config as door
 from cxr_jax.checks import check_evaluation
 from cxr_jax.config import call, require
 from cxr_jax.evals import classification, mask_protocol, report
-from cxr_jax.evals.attention import attention_cases
+from cxr_jax.evals.attention import example_cases
+from cxr_jax.evals.audits import Evidence, run_audits
 from cxr_jax.evals.cached_columns import curve_section, curves_of
 from cxr_jax.evals.columns import PROTOCOLS, Source, open_source, score_columns
+from cxr_jax.evals.excluded import excluded
+from cxr_jax.evals.frozen import frozen_features
+from cxr_jax.evals.long_tail import groups_by_frequency
+from cxr_jax.evals.measures import Options, difference, measure
+from cxr_jax.evals.people import read_people
 from cxr_jax.evals.per_image_protocols import PER_IMAGE
 from cxr_jax.evals.per_image_report import publish
 from cxr_jax.evals.predictions import write_predictions
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.studies import by_study, pair_views
+from cxr_jax.evals.subgroups import subgroups
 from cxr_jax.evals.task import ROLES, Task, open_task
 from cxr_jax.sharding import batch_sharding, data_shards, make_mesh
 
 # What the report says of rows that are not images.
-ROWS = {
+STUDY_ROWS = {
     "average": "a study, by the mean score of its images",
     "concatenate": "a study, the tokens of a frontal and a lateral image side by side (hand-made: the frontal)",
 }
@@ -42,6 +49,14 @@ def choice(asked: ConfigDict, otherwise: dict[str, str]) -> dict[str, str]:
     """Fields of rows that are asked for, else those of `otherwise`; `any` asks for no value of that field."""
     found = {field: value or otherwise.get(field, "") for field, value in asked.items()}
     return {field: value for field, value in found.items() if value and value != "any"}
+
+
+def choices(config: ConfigDict, meta: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The choice of rows by role; where the config is silent, that which the run was trained on."""
+    data, trained = config.data, meta["config"]["data"]["where"]
+    where = {field: value or trained.get(field, "") for field, value in data.where.items()}
+    seen = choice(data.train_where, where)
+    return {"train": seen, "select": seen, "test": choice(data.where, trained)}
 
 
 def task_of(config: ConfigDict, meta: dict[str, Any]) -> Task:
@@ -57,14 +72,14 @@ def task_of(config: ConfigDict, meta: dict[str, Any]) -> Task:
         f"config.batch_size={config.batch_size} must be a multiple of {shards}, the devices that share it",
     )
     as_given = {name: data[name] for name in ("cache_dir", "train_path", "only_images", "train_only_images")}
-    where = {field: value or trained["where"].get(field, "") for field, value in data.where.items()}
+    rows = choices(config, meta)
     return call(
         open_task,
         "data",
         {"path": data.path or trained["path"], **as_given},
         splits=dict(zip(ROLES, names, strict=True)),
-        where=choice(data.where, trained["where"]),
-        train_where=choice(data.train_where, where),
+        where=rows["test"],
+        train_where=rows["train"],
         targets=targets,
         flip=config.test_time_flip,
         trains=config.protocol not in ("head", "localisation"),
@@ -115,18 +130,46 @@ def score_each_image(config: ConfigDict, workdir: Path, source: Source) -> None:
     print(f"written: {workdir / 'results.json'}, {workdir / 'report.html'}, {workdir / 'predictions.csv'}")
 
 
-def tabulate(task: Task, columns: dict[str, Scores], bootstrap: dict[str, Any]) -> list[report.Column]:
+def options_of(config: ConfigDict) -> Options:
+    """How the numbers are made."""
+    return call(Options, "metrics", config.metrics.to_dict(), **config.bootstrap.to_dict())
+
+
+def tabulate(task: Task, columns: dict[str, Scores], options: Options, groups: dict) -> list[report.Column]:
     """Metrics of every column, and for all but the first the paired difference from it."""
-    known = {"labels": task.labels["test"], "patient_ids": task.patients["test"], "class_names": task.targets}
-    first = next(iter(columns.values())).test
-    table = []
+    first, table = next(iter(columns.values())), []
+    known = {"patient_ids": task.patients["test"], "class_names": task.targets, "options": options}
     for name, scores in columns.items():
-        results = call(classification.evaluate, "bootstrap", bootstrap, scores=scores.test, **known)
-        difference = None
-        if table:
-            difference = classification.compare(first, scores.test, **known, **bootstrap)
-        table.append(report.Column(name, scores.test, results, difference))
+        results = call(measure, "bootstrap", {}, scores=scores, labels=task.labels, groups=groups, **known)
+        apart = difference(first, scores, task.labels["test"], **known) if table else None
+        table.append(report.Column(name, scores.test, results, apart, scores.kind))
     return table
+
+
+def surroundings(config: ConfigDict, source: Source, task: Task, scores: Scores, results: dict) -> dict[str, Any]:
+    """What stands beside the scores of the evaluated column: subgroups, audits and example images."""
+    people, options = {role: read_people(split) for role, split in task.splits.items()}, options_of(config)
+    thresholds = {name: entry["thresholds"]["f1"] for name, entry in results["per_class"].items()}
+    groups = call(
+        subgroups,
+        "subgroups",
+        config.subgroups.to_dict(),
+        scores=scores.test,
+        labels=task.labels["test"],
+        people=people["test"],
+        class_names=task.targets,
+        thresholds=thresholds,
+        options=options,
+    )
+    evidence = Evidence(
+        task, people, scores.test, lambda: frozen_features(source, task, scores, config.network), options
+    )
+    return {
+        "people": people["test"],
+        "subgroups": groups,
+        "audits": call(run_audits, "audits", {"settings": config.audits.to_dict()}, evidence=evidence),
+        "examples": example_cases(source, task, people["test"], scores, thresholds, config.attention_images),
+    }
 
 
 def spoken_auroc(results: dict[str, Any]) -> str:
@@ -153,6 +196,7 @@ def main() -> None:
         "or take config.protocol=linear_probe or knn",
     )
     task = task_of(config, meta)
+    left_out = excluded(task, choices(config, meta))
     if config.study == "concatenate":
         task = pair_views(task)
     settings = {name: section.to_dict() for name, section in config.items() if isinstance(section, ConfigDict)}
@@ -167,7 +211,11 @@ def main() -> None:
     )
     if config.study == "average":
         task, columns = by_study(task, columns)
-    table = tabulate(task, columns, config.bootstrap.to_dict())
+    known = {"train_labels": task.labels["train"], "class_names": task.targets}
+    groups = call(groups_by_frequency, "long_tail", config.long_tail.to_dict(), **known)
+    table = tabulate(task, columns, options_of(config), groups)
+    first = columns[table[0].name]
+    beside = surroundings(config, source, task, first, table[0].results)
 
     facts = {
         "run": str(config.init_from),
@@ -177,17 +225,20 @@ def main() -> None:
         "split": task.splits["test"].name,
         "targets": ", ".join(task.targets),
         "rows": ", ".join(f"{role} {len(split)}" for role, split in task.splits.items()),
-        **({"a row": ROWS[config.study]} if config.study in ROWS else {}),
+        **({"a row": STUDY_ROWS[config.study]} if config.study in STUDY_ROWS else {}),
         **({"test images": "with their mirror pictures, scores averaged"} if config.test_time_flip else {}),
         **({"only the images of": config.data.only_images} if config.data.only_images else {}),
     }
     environment = door.environment()
     results = table[0].results | {
-        "evaluated": facts | {"column": table[0].name, "chosen": columns[table[0].name].chosen},
+        "evaluated": facts | {"column": table[0].name, "chosen": first.chosen},
         "baselines": {
             column.name: column.results | {"difference": column.difference, "chosen": columns[column.name].chosen}
             for column in table[1:]
         },
+        "subgroups": beside["subgroups"],
+        "audits": beside["audits"],
+        "excluded": left_out,
         "environment": environment,
     }
     if curves := curves_of(columns):
@@ -200,16 +251,23 @@ def main() -> None:
         class_names=task.targets,
         labels=task.labels["test"],
         columns=table,
-        attention=attention_cases(source, task, columns[table[0].name], config.attention_images),
+        attention=beside["examples"],
         metrics_path=metrics if metrics.exists() else None,
         environment={"python": environment["python"], **environment["packages"]},
         extra=curve_section(columns, settings),
         notes=("Everything was chosen on the selection split; the test split was scored once.",),
+        subgroups=beside["subgroups"],
+        audits=beside["audits"],
+        excluded=left_out,
+        settings=settings,
     )
-    write_predictions(workdir / "predictions.csv", task, {name: scores.test for name, scores in columns.items()})
+    scores = {name: scores.test for name, scores in columns.items()}
+    write_predictions(workdir / "predictions.csv", task, beside["people"], scores)
     classification.write_results(workdir / "results.json", results)
     for column in table:
         print(f"{column.name:24s} {spoken_auroc(column.results)}")
+    for warning in beside["audits"]["warnings"]:
+        print(f"warning: {warning}")
     print(f"written: {workdir / 'results.json'}, {workdir / 'report.html'}, {workdir / 'predictions.csv'}")
 
 

@@ -37,5 +37,21 @@ def get_config():
             "baselines": {"runs": (), "random": False, "floor": True},
             "attention_images": 6,
             "bootstrap": {"resamples": 1000, "confidence": 0.95, "seed": 0},
+            "metrics": {"specificity": 0.9, "calibration_bins": 15},
+            "long_tail": {"head_above": 1000, "tail_below": 100},
+            "subgroups": {
+                "fields": ("source", "view", "sex", "age"),
+                "age_bins": (18.0, 40.0, 60.0, 80.0),
+                "min_positive_patients": 20,
+            },
+            "audits": {
+                "shortcuts": True,
+                "source": True,
+                "duplicates": True,
+                "labels": True,
+                "warn_auroc": 0.7,
+                "duplicate_correlation": 0.98,
+                "neighbours": 20,
+            },
         }
     )

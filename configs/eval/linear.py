@@ -14,4 +14,5 @@ def get_config():
     config.protocol = "linear_probe"
     config.probe.tokens = "cls_and_mean_patch"
     config.baselines.random = True
+    config.attention_images = 0  # its examples are images alone: no head looks anywhere
     return config

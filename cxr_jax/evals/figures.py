@@ -26,7 +26,7 @@ DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 
 MARKERS = ("o", "s", "D", "^", "v")
 MARKER_SIGNS = "●■◆▲▼"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "font.family": "sans-serif",
@@ -82,7 +82,7 @@ def forest(
     Args:
       columns: (name, one (value, [low, high]) per class); None where undefined.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         height = 0.7 + len(class_names) * (0.22 + 0.13 * len(columns))
         figure = Figure(figsize=(8.6, height), layout="constrained")
         axes = figure.add_subplot()
@@ -120,7 +120,7 @@ def forest(
 
 def roc_and_precision_recall(finding: str, columns: Sequence[tuple[str, Curve | None]], prevalence: float) -> str:
     """ROC and precision-recall curves of one finding side by side, one line per column (None is left out)."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 2.75), layout="constrained")
         roc, pr = figure.subplots(1, 2)
         roc.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -151,7 +151,7 @@ def lines(
     log: bool = False,
 ) -> str:
     """Curves over training steps; gaps where values are missing. `bands` are intervals (steps, low, high) by series."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.5), layout="constrained")
         axes = figure.add_subplot()
         for s, (name, (steps, values)) in enumerate(series.items()):

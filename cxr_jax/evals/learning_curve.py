@@ -22,7 +22,7 @@ def learning_curve(curves: Mapping[str, Rows]) -> str:
 
     The dashed line is chance. Amounts without a defined score are left out.
     """
-    with matplotlib.rc_context(figures._STYLE):
+    with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(7.0, 3.4), layout="constrained")
         axes = figure.add_subplot()
         places: dict[float, str] = {}

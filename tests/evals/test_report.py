@@ -11,12 +11,44 @@ import pytest
 from PIL import Image
 
 from cxr_jax.evals import figures
-from cxr_jax.evals.classification import compare, evaluate
+from cxr_jax.evals.classification import evaluate
+from cxr_jax.evals.measures import Options, difference, measure
+from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.report import Column, write_report
 from cxr_jax.evals.training_curves import read_metrics, training_panels
 
 NAMES = ["Effusion", "Mass <5 mm & 'odd'", "Hernia", "Rare"]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+COUNTS = dict.fromkeys(("images", "patients", "positives", "negatives", "unknown", "positive_patients"), 30)
+RATES = {name: value for metric in ("auroc", "sensitivity", "specificity") for name, value in (
+    (metric, 0.77), (f"{metric}_interval", [0.6, 0.9]))}  # fmt: skip
+PEOPLE = [{"group": g, "counts": COUNTS, "sparse": g == "M", "undefined": None, **RATES} for g in ("F <odd>", "M")]
+GAP = {"value": 0.11, "interval": [0.02, 0.3], "highest": "F <odd>", "lowest": "M", "difference_interval": [-0.1, 0.3]}
+GROUPS = {"sex": {name: {"groups": PEOPLE, "gap": GAP | {"undefined": None}} for name in NAMES}}
+ONE = {"auroc": 0.92, "auroc_interval": [0.88, 0.95], "undefined": None, "warning": True}
+MODEL = {"model_auroc": 0.9, "model_auroc_interval": None, "model_auroc_within_strata": 0.6}
+AUDITS = {
+    "warnings": ["File size alone predicts <Effusion>."],
+    "settings": {"warn_auroc": 0.7, "neighbours": 20},
+    "shortcuts": {"file size": {"Effusion": ONE | MODEL | {"model_auroc_within_strata_interval": None}}, "sex": {}},
+    "source": {"undefined": "all training rows are of one source, phantom"},
+    "duplicates": {
+        "correlation": 0.98, "count": 1, "test_images": 1, "of": 120,
+        "nearest": {"median": 0.8, "p99": 0.9, "highest": 0.99},
+        "pairs": [{"correlation": 0.99, "split": "train", "image_id": "seen <1>", "patient_id": "p",
+                   "test_image_id": "copy", "test_patient_id": "q"}],
+    },
+    "labels": {"Effusion": {"vote_auroc": 0.8, "contradicted": 1, "of": 120, "rows": [
+        {"split": "test", "image_id": "wrong", "label": 1, "positive_neighbours": 0.05, "vote": 0.1}]}},
+}  # fmt: skip
+ROLE = {"split": "val", "where": {"view": "PA"}, "images": 50, "other_rows": 20, "no_label": 7, "kept": 23}
+EXCLUDED = {
+    "roles": {"test": ROLE | {"unknown": {"Effusion": 5, "Rare": 0}}},
+    "skipped": {"damaged <JPEG>": 3},
+    "skipped_count": 3,
+}
 
 
 class Page(HTMLParser):
@@ -64,10 +96,14 @@ def written(tmp_path_factory):
     good = labels + rng.normal(size=labels.shape) * 0.7
     chance = rng.normal(size=labels.shape)
     ids = np.arange(120) // 2
-    results = [evaluate(scores, labels, ids, NAMES, resamples=60) for scores in (good, chance)]
+    options, both = Options(60, 0.95, 0, 0.9, 15), [Scores(values, {}, values, "logit") for values in (good, chance)]
+    groups = {"head": NAMES[:2], "tail": NAMES[2:]}
+    every = {"test": labels, "select": labels}
+    results = [measure(scores, every, ids, NAMES, options, groups=groups) for scores in both]
+    apart = difference(*both, labels, ids, NAMES, options)
     columns = [
-        Column("GLoRI", good, results[0]),
-        Column("Random network", chance, results[1], compare(good, chance, labels, ids, NAMES, resamples=60)),
+        Column("GLoRI", good, results[0], None, "logit"),
+        Column("Random network", chance, results[1], apart, "logit"),
     ]
     image = rng.integers(0, 256, size=(90, 120), dtype=np.uint8)
     path = write_report(
@@ -81,6 +117,11 @@ def written(tmp_path_factory):
         metrics_path=metrics_file(folder / "metrics.jsonl"),
         environment={"jax": "0.10"},
         notes=["rows without a view were dropped"],
+        subgroups=GROUPS,
+        audits=AUDITS,
+        excluded=EXCLUDED,
+        settings={"long_tail": {"head_above": 9, "tail_below": 9}, "subgroups": {"min_positive_patients": 20}},
+        extra=[("masks", "Lung masks", "<p>made elsewhere</p>")],
     )
     return path, columns
 
@@ -123,6 +164,21 @@ def test_page_says_what_it_must(written):
         assert heading in words
     for panel in ("Loss terms", "Teacher entropy (nats)", "Feature rank", "Prototype use", "Learning rate"):
         assert panel in words
+
+
+def test_page_shows_what_stands_beside_the_scores(written):
+    path, columns = written
+    words, entry = " ".join(Page(path.read_text()).words), columns[0].results["per_class"]["Effusion"]
+    assert "File size alone predicts <Effusion>." in words and "Beware" in words
+    assert f"{entry['thresholds']['f1']:.4g}" in words and f"{entry['f1']:.3f}" in words
+    assert f"Brier {entry['brier']:.3f}" in words and "Share with the finding" in words
+    assert "F <odd>" in words and "M\xa0†" in words and "not told apart; difference" in words
+    assert "head Mass" not in words and "Effusion, Mass <5 mm & 'odd'" in words  # the head group's findings
+    for text in ("seen <1>", "all training rows are of one source", "wrong", "by definition", "made elsewhere"):
+        assert text in words, text
+    assert "Test (val)" in words and "view PA" in words and "Effusion 5" in words and "3 × damaged <JPEG>" in words
+    p = columns[1].difference["per_class"]["Effusion"]["delong"]["p"]
+    assert p < 0.001 and "p < 0.001" in words
 
 
 def test_colours_follow_the_page(written):
