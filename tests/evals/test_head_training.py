@@ -1,13 +1,20 @@
 """Heads on cached features: a grid trains as its members alone, on the rows it is given and no others."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
 import torch
+from test_rows import task_of
 
 from cxr_jax.data.augment import CropRecipe
+from cxr_jax.evals import cached_heads
+from cxr_jax.evals.features import Geometry
 from cxr_jax.evals.head_training import HeadTrainer, Recipe, batch_order, choose
 from cxr_jax.evals.ranking import auroc
+from cxr_jax.evals.subsets import Drawn
+from cxr_jax.heads.kinds import HEADS as HEADS_BY_NAME
 from cxr_jax.objectives.supervised import Supervised
 
 ROWS, CLASSES, WIDTH, BLOCKS, PATCHES = 24, 2, 8, 2, 3
@@ -34,8 +41,8 @@ def data(seed=0):
     return arrays, labels
 
 
-def trainer(name, wanted, arrays, labels):
-    head = HEADS[name] | {"width": WIDTH, "num_classes": CLASSES}
+def trainer(name, wanted, arrays, labels, sizes=None):
+    head = (sizes or HEADS[name]) | {"width": WIDTH, "num_classes": CLASSES}
     rates = tuple(rate for rate, _ in wanted.grid)
     objective = Supervised(MODEL, name, head, rates, CropRecipe(size=16, scale=(1.0, 1.0)))
     return HeadTrainer(objective, wanted, arrays, labels)
@@ -151,3 +158,39 @@ def test_the_choice_is_by_auroc_then_by_cross_entropy_and_never_a_head_that_dive
 def test_a_recipe_that_makes_no_sense_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         recipe(**changes)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS_BY_NAME))
+def test_any_head_can_be_trained_on_cached_features(name):
+    """Shapes alone: initial weights, loss, gradients, the optimiser's tables and the scan fit together."""
+    arrays, labels = data()
+    wanted = {"blocks": BLOCKS, **HEADS.get(name, {})}
+    legal = inspect.signature(HEADS_BY_NAME[name].__init__).parameters
+    wanted |= {key: size for key, size in {"decoder_width": 8, "num_heads": 2, "ffn_width": 8}.items() if key in legal}
+    head = trainer(name, recipe(), arrays, labels, wanted)
+    params = jax.eval_shape(lambda: head.fit(np.arange(ROWS), seed=0))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(params["head"])} == {len(recipe().grid)}
+
+
+def test_the_selection_split_never_trains_whatever_is_asked_of_it(phantom_dataset, monkeypatch, compiled_once):
+    """Released few-shot code trains on the whole validation set; with one head to choose from, it must not matter."""
+    task = task_of(phantom_dataset)
+    counts = {split.name: len(split) for split in task.splits.values()}
+
+    def scores(seed_of_select):
+        def made_up(task, split, backbone, **_):
+            rng = np.random.default_rng(seed_of_select if split.name == "val" else 7)
+            arrays, _ = data()
+            return {
+                key: rng.standard_normal((counts[split.name], *x.shape[1:])).astype(np.float32)
+                for key, x in arrays.items()
+            }
+
+        monkeypatch.setattr(cached_heads, "features_of", made_up)
+        one = recipe(learning_rates=(1e-2,), weight_decays=(0.0,))
+        settings = cached_heads.HeadSettings("linear", HEADS["linear"], one, (0,), ("mean_patch",), "", 1.0)
+        head = cached_heads.CachedHead(task, MODEL, {}, Geometry("pad", 16), settings)
+        drawn = Drawn(np.arange(0, counts["train"], 2), np.arange(counts["val"]))
+        return head.fit(drawn, seed=0).test
+
+    np.testing.assert_array_equal(scores(1), scores(2))
