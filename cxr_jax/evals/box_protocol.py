@@ -39,7 +39,7 @@ HEADINGS = {
 }
 EXPLANATION = (
     "Attention of the finding's query, mean over heads, of the images with the lowest, middle and highest share in the "
-    "boxes. White: the boxes. Attention shows what was read, not why the score came out as it did."
+    "boxes. Cyan: the boxes. Attention shows what was read, not why the score came out as it did."
 )
 NOTES = (
     "Highest point in a box is the pointing game without tolerance. For a map that knows nothing it is the share of "

@@ -204,14 +204,20 @@ def attention_overlay(
     return _data_address(Image.fromarray(colour.round().astype(np.uint8))), peak
 
 
-def outlined(image: UInt8[np.ndarray, "h w"], masks: Sequence[Bool[np.ndarray, "h w"]], *, side: int = 320) -> str:
-    """Data address of the image with the outlines of at most two masks, the first white, the second amber."""
+OUTLINES = (np.array([0.0, 225.0, 255.0]), AMBER)  # the true mask, the predicted one
+OUTLINE_PX = 2
+
+
+def outlined(image: UInt8[np.ndarray, "h w"], masks: Sequence[Bool[np.ndarray, "_ _"]], *, side: int = 320) -> str:
+    """Data address of the image with the outlines of at most two masks, the first cyan, the second amber."""
     grey = _resized(image, side)
     colour = np.repeat(np.asarray(grey)[..., None], 3, axis=-1)
-    for mask, ink in zip(masks, (np.full(3, 255.0), AMBER), strict=False):
+    for mask, ink in zip(masks, OUTLINES, strict=False):
         inside = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(grey.size)) > 127
-        padded = np.pad(inside, 1)
-        deep = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        deep = inside
+        for _ in range(OUTLINE_PX):
+            padded = np.pad(deep, 1)
+            deep = deep & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         colour[inside & ~deep] = ink
     return _data_address(Image.fromarray(colour))
 

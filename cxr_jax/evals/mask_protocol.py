@@ -33,7 +33,7 @@ HEADINGS = {
     "iou_at_input": "IoU at the model input",
 }
 EXPLANATION = (
-    "The worst, the middle and the best images of the evaluated column by Dice, at the stored size. White: the true "
+    "The worst, the middle and the best images of the evaluated column by Dice, at the stored size. Cyan: the true "
     "mask's outline. Amber: the predicted one."
 )
 NOTES = (

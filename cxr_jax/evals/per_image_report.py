@@ -220,7 +220,7 @@ def _scores(group: str, columns: Mapping[str, Mapping[str, dict]], headings: Map
             entry = entries[score]
             cells += f"<td>{number(entry['mean'])} {interval(entry['interval'])}"
             apart = entry.get("difference")
-            if apart and apart["mean"] is not None:
+            if apart and apart["mean"] is not None and any(apart["interval"] or ()):  # the same in both columns: none
                 cells += f'<br><span class="muted">{with_sign(apart["mean"])}</span> '
                 cells += interval(apart["interval"], signed=True)
             cells += "</td>"
