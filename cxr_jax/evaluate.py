@@ -29,7 +29,7 @@ from cxr_jax.evals.frozen import frozen_features
 from cxr_jax.evals.long_tail import groups_by_frequency
 from cxr_jax.evals.measures import Options, difference, measure
 from cxr_jax.evals.people import read_people
-from cxr_jax.evals.per_image_protocols import PER_IMAGE
+from cxr_jax.evals.per_image_protocols import PER_IMAGE, TRAINED_FOR
 from cxr_jax.evals.per_image_report import publish
 from cxr_jax.evals.predictions import write_predictions
 from cxr_jax.evals.protocols import Scores
@@ -109,6 +109,11 @@ ROWS = {"segmentation": masked_of}
 
 def score_each_image(config: ConfigDict, workdir: Path, source: Source) -> None:
     """One of `PER_IMAGE` -> results.json, predictions.csv, report.html."""
+    found, wanted = source.meta["objective"], TRAINED_FOR[config.protocol]
+    require(
+        found == wanted,
+        f"{config.init_from} was trained for {found}; legal is {wanted} with config.protocol={config.protocol!r}",
+    )
     task = ROWS.get(config.protocol, task_of)(config, source.meta)
     asked = {"runs": config.baselines.runs, "floor": config.baselines.floor, "pictures": config.attention_images}
     environment = door.environment()
@@ -192,8 +197,8 @@ def main() -> None:
     meta = source.meta
     require(
         config.protocol != "head" or meta["objective"] == "supervised",
-        f"{config.init_from} is a pretraining and has no head: fine-tune it first (configs/finetune), "
-        "or take config.protocol=linear_probe or knn",
+        f"{config.init_from} was trained for {meta['objective']} and has no head for labels: fine-tune it first "
+        "(configs/finetune), or take config.protocol=linear_probe or knn; masks are scored by segmentation",
     )
     task = task_of(config, meta)
     left_out = excluded(task, choices(config, meta))

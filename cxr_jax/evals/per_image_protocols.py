@@ -12,3 +12,5 @@ PER_IMAGE: dict[str, Callable[..., Page]] = {
     "segmentation": mask_protocol.score,
     "localisation": box_protocol.score,
 }
+# The objective of the runs that each looks at.
+TRAINED_FOR = {"segmentation": "segmentation", "localisation": "supervised"}
