@@ -6,8 +6,8 @@
     python -m cxr_jax.evaluate --config=configs/eval/segmentation.py --workdir=runs/lungs_upernet_eval \\
         --config.init_from=runs/lungs_upernet --config.baselines.runs="('runs/lungs',)"
 
-On the data of configs/finetune/lung_masks.py, whose head is the second row: 188 s of CPU time for 200 steps of 16 images.
-Dice at the stored size, 95 % patient bootstrap, 177 images:
+On the data of configs/finetune/lung_masks.py, whose head is the second row: 188 s of CPU time for 200 steps of 16
+images. Dice at the stored size, 95 % patient bootstrap, 177 images:
 
     UPerNet on the pretrained backbone    0.871 [0.856, 0.885]     IoU 0.779 [0.757, 0.798]
     linear head on the same               0.816 [0.798, 0.832]     difference 0.056 [0.050, 0.062]
