@@ -9,6 +9,7 @@ everything that they depend on: the weights' digests, the model, the dataset's f
 blocks, tokens. A folder that is damaged, or of something else, is told and made again.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -44,6 +45,13 @@ def tokens_function(model: Mapping[str, Any], *, blocks: int, tokens: Sequence[s
     linear head reads. What is not kept is an axis of length 0.
     """
     check_tokens(model, blocks, tokens)
+    return _tokens_function(json.dumps(dict(model), sort_keys=True), blocks, tuple(sorted(tokens)))
+
+
+@functools.cache
+def _tokens_function(described: str, blocks: int, tokens: tuple[str, ...]) -> ImageFunction:
+    """One function for equal arguments, so that all splits and backbones share its compiled program (`Task.runner`)."""
+    model = json.loads(described)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: ViT(**model, rngs=nnx.Rngs(0))))
     reduce_dtype = model.get("reduce_dtype", "float32")
 

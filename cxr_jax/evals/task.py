@@ -5,6 +5,7 @@ patient. Training and selection rows may come from elsewhere than the test rows 
 hospital, another dataset.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +93,7 @@ def open_task(
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
 
+    @functools.cache
     def runner(function, geometry, mirrored=False):
         return make_runner(function, geometry=geometry, batch_size=batch_size, sharding=sharding, mirrored=mirrored)
 
