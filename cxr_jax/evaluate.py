@@ -4,8 +4,9 @@
     python -m cxr_jax.evaluate --config=configs/eval/linear.py --workdir=DIR --config.init_from=PRETRAINED_RUN \\
         --config.data.path=DATASET --config.data.targets="('sex:F',)"
 
-In: a run and a protocol. Out: results.json (AUROC and AUPRC with patient-level bootstrap intervals), predictions.csv,
-and report.html, with baselines beside: the same protocol on a random network, and hand-made features.
+In: a run and a protocol. Out: results.json (ranking, decisions at a threshold, calibration, subgroups and audits, with
+patient-level bootstrap intervals), predictions.csv, and report.html, with baselines beside: the same protocol on a
+random network, and hand-made features.
 
 Everything is chosen on the selection split and scored once on the test split. Unknown labels are never negatives.
 """
@@ -151,9 +152,11 @@ def tabulate(task: Task, columns: dict[str, Scores], options: Options, groups: d
     return table
 
 
-def surroundings(config: ConfigDict, source: Source, task: Task, scores: Scores, results: dict) -> dict[str, Any]:
+def surroundings(
+    config: ConfigDict, source: Source, task: Task, scores: Scores, results: dict, options: Options
+) -> dict[str, Any]:
     """What stands beside the scores of the evaluated column: subgroups, audits and example images."""
-    people, options = {role: read_people(split) for role, split in task.splits.items()}, options_of(config)
+    people = {role: read_people(split) for role, split in task.splits.items()}
     thresholds = {name: entry["thresholds"]["f1"] for name, entry in results["per_class"].items()}
     groups = call(
         subgroups,
@@ -194,7 +197,7 @@ def main() -> None:
     source = open_source(config.init_from, None if config.step < 0 else config.step)
     if config.protocol in PER_IMAGE:
         return score_each_image(config, workdir, source)
-    meta = source.meta
+    meta, options = source.meta, options_of(config)
     require(
         config.protocol != "head" or meta["objective"] == "supervised",
         f"{config.init_from} was trained for {meta['objective']} and has no head for labels: fine-tune it first "
@@ -204,6 +207,8 @@ def main() -> None:
     left_out = excluded(task, choices(config, meta))
     if config.study == "concatenate":
         task = pair_views(task)
+    known = {"train_labels": task.labels["train"], "class_names": task.targets}
+    groups = call(groups_by_frequency, "long_tail", config.long_tail.to_dict(), **known)
     settings = {name: section.to_dict() for name, section in config.items() if isinstance(section, ConfigDict)}
     columns = score_columns(
         source,
@@ -216,11 +221,9 @@ def main() -> None:
     )
     if config.study == "average":
         task, columns = by_study(task, columns)
-    known = {"train_labels": task.labels["train"], "class_names": task.targets}
-    groups = call(groups_by_frequency, "long_tail", config.long_tail.to_dict(), **known)
-    table = tabulate(task, columns, options_of(config), groups)
+    table = tabulate(task, columns, options, groups)
     first = columns[table[0].name]
-    beside = surroundings(config, source, task, first, table[0].results)
+    beside = surroundings(config, source, task, first, table[0].results, options)
 
     facts = {
         "run": str(config.init_from),
