@@ -15,11 +15,13 @@ few:
 
                                 highest point in a box    share of the map in the boxes
     attention                   0.31 [0.00, 0.58]         0.23 [0.07, 0.40]
+    the same, random network    0.00 [0.00, 0.00]         0.05 [0.03, 0.07]
     middle of the picture       0.23 [0.00, 0.50]         0.20 [0.10, 0.35]
     mean of 12 training boxes   0.30 [0.09, 0.54]         0.31 [0.16, 0.49]
     chance                      0.12 [0.05, 0.21]         the same
 
-Attention is not told apart from either rival; in two of the six pictures shown its peak lies in the other lung. The
+By its share in the boxes attention is above that of a random network (+0.18 [0.05, 0.33]) and by neither score told
+apart from the two rivals that see no image; in two of the six pictures shown its peak lies in the other lung. The
 head's AUROC on val is 0.83, but these images are told by their file size as well, so it need not look for the finding.
 """
 
