@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_rows import task_of
+from test_chosen_rows import task_of
 
 from cxr_jax.evals import feature_cache
 from cxr_jax.evals.feature_cache import as_features, features_of

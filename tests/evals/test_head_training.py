@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from test_rows import task_of
+from test_chosen_rows import task_of
 
 from cxr_jax.data.augment import CropRecipe
 from cxr_jax.evals import cached_heads
