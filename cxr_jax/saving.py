@@ -46,6 +46,8 @@ from cxr_jax.state import TrainState
 
 ATTEMPTS = 4  # of the last save of a run; between them 1, 2, 4 times `backoff_secs`
 FAILURES = 5  # failed saves in a row that end a run
+# Layers are stacked, so that one array may be half of a model, and a reader holds a chunk beside what it fills.
+CHUNK_BYTES = 2**26
 # What storage raises: the operating system, TensorStore, Orbax.
 ERRORS = (OSError, ValueError, RuntimeError)
 BEST_MODES = ("max", "min")
@@ -155,7 +157,7 @@ class Checkpoints:
         step = int(state.step)
         digests: Future[dict[str, Any]] = Future()
         meta = meta | {"format": FORMAT, "step": step, "items": sorted(items), "digests": digests}
-        arrays = {item: ocp.args.PyTreeSave(tree) for item, tree in items.items()}
+        arrays = {item: ocp.args.PyTreeSave(tree, save_args=_in_chunks(tree)) for item, tree in items.items()}
         arguments = ocp.args.Composite(**arrays, meta=_SaveMeta(meta))
         try:
             # Orbax's own policy would leave out a save while another is under way.
@@ -289,6 +291,10 @@ class _SaveMeta(checkpoint_args.CheckpointArgs):
 @dataclass
 class _RestoreMeta(checkpoint_args.CheckpointArgs):
     pass
+
+
+def _in_chunks(tree: Any) -> Any:
+    return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
 
 
 def items_of(state: TrainState) -> dict[str, Any]:
