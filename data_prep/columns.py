@@ -37,15 +37,15 @@ class Columns:
       errors: row -> why no record was made.
     """
 
-    made: Bool[np.ndarray, "n"]
-    payload_bytes: Int64[np.ndarray, "n"]
+    made: Bool[np.ndarray, " n"]
+    payload_bytes: Int64[np.ndarray, " n"]
     pixels: UInt8[np.ndarray, "n 16"]
     dhash: UInt64[np.ndarray, "n 4"]
     quality: Float32[np.ndarray, "n 6"]
     size: Int32[np.ndarray, "n 2"]
-    view: UInt8[np.ndarray, "n"]
-    sex: UInt8[np.ndarray, "n"]
-    source: UInt16[np.ndarray, "n"]
+    view: UInt8[np.ndarray, " n"]
+    sex: UInt8[np.ndarray, " n"]
+    source: UInt16[np.ndarray, " n"]
     annotated: Bool[np.ndarray, "n 2"]
     labels: Int8[np.ndarray, "n c"]
     sources: list[str]

@@ -18,8 +18,8 @@ _LABEL_NAMES = {"positive": POSITIVE, "negative": NEGATIVE, "unknown": UNKNOWN_L
 def count(
     columns: Columns,
     rows: np.ndarray,
-    split: UInt8[np.ndarray, "n"],
-    patient: UInt64[np.ndarray, "n"],
+    split: UInt8[np.ndarray, " n"],
+    patient: UInt64[np.ndarray, " n"],
     vocabulary: tuple[str, ...],
 ) -> dict[str, Any]:
     """The manifest's `counts` of these rows; names that could occur but did not have the count 0."""

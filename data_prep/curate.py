@@ -48,7 +48,7 @@ class Drop:
 class Curated:
     """`kept` bool [n]; `drops` in the order of rows; `summary` for the manifest; `notes` for the screen."""
 
-    kept: Bool[np.ndarray, "n"]
+    kept: Bool[np.ndarray, " n"]
     drops: tuple[Drop, ...]
     summary: dict[str, Any]
     notes: tuple[str, ...]
@@ -105,8 +105,8 @@ def _judged(columns: Columns, rules: Rules):
 
 
 def _copies(
-    listing: Listing, columns: Columns, rows: Int64[np.ndarray, "m"], rules: Rules, thumbs: Thumbs
-) -> Int64[np.ndarray, "n"]:
+    listing: Listing, columns: Columns, rows: Int64[np.ndarray, " m"], rules: Rules, thumbs: Thumbs
+) -> Int64[np.ndarray, " n"]:
     """For each row of the listing the kept row that stands for it, itself where it is no duplicate.
 
     Preferred are: the split that comes first in test, val, train, so that published test sets stay whole; then the
@@ -127,11 +127,11 @@ def _copies(
     return copy_of
 
 
-def _repeated(copy_of: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "m"]:
+def _repeated(copy_of: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
     return np.flatnonzero(copy_of != np.arange(len(copy_of)))
 
 
-def _duplicates(listing: Listing, columns: Columns, copy_of: Int64[np.ndarray, "n"]) -> list[Drop]:
+def _duplicates(listing: Listing, columns: Columns, copy_of: Int64[np.ndarray, " n"]) -> list[Drop]:
     drops = []
     for row in _repeated(copy_of).tolist():
         copy = int(copy_of[row])
@@ -145,7 +145,7 @@ def _duplicates(listing: Listing, columns: Columns, copy_of: Int64[np.ndarray, "
     return drops
 
 
-def _crossings(listing: Listing, copy_of: Int64[np.ndarray, "n"]) -> dict[str, int]:
+def _crossings(listing: Listing, copy_of: Int64[np.ndarray, " n"]) -> dict[str, int]:
     row = _repeated(copy_of)
     copy = copy_of[row]
     return {
@@ -155,7 +155,7 @@ def _crossings(listing: Listing, copy_of: Int64[np.ndarray, "n"]) -> dict[str, i
     }
 
 
-def _linked(listing: Listing, copy_of: Int64[np.ndarray, "n"], kept: Bool[np.ndarray, "n"]) -> list[Drop]:
+def _linked(listing: Listing, copy_of: Int64[np.ndarray, " n"], kept: Bool[np.ndarray, " n"]) -> list[Drop]:
     """Kept images of patients linked to a patient of a split that comes before theirs in test, val, train.
 
     One picture under two patient ids is one person under two ids, as in collections made from one another; links are
@@ -180,8 +180,8 @@ def _linked(listing: Listing, copy_of: Int64[np.ndarray, "n"], kept: Bool[np.nda
 
 
 def _components(
-    count: int, first: Int64[np.ndarray, "m"], second: Int64[np.ndarray, "m"]
-) -> Int64[np.ndarray, "count"]:
+    count: int, first: Int64[np.ndarray, " m"], second: Int64[np.ndarray, " m"]
+) -> Int64[np.ndarray, " count"]:
     """The smallest node that each of `count` nodes is connected to by the edges first-second."""
     lowest = np.arange(count)
     while True:
@@ -193,7 +193,7 @@ def _components(
             return lowest
 
 
-def _contradictory(columns: Columns, copy_of: Int64[np.ndarray, "n"]) -> int:
+def _contradictory(columns: Columns, copy_of: Int64[np.ndarray, " n"]) -> int:
     """Duplicates one of whose labels is known and is known otherwise of the copy kept."""
     row = _repeated(copy_of)
     one, two = columns.labels[row], columns.labels[copy_of[row]]

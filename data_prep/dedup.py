@@ -22,7 +22,7 @@ MAX_DISTANCE = 24
 _PAIRS, _THUMBS, _BLOCKS = 1 << 18, 1 << 10, 256
 
 
-Thumbs = Callable[[Int64[np.ndarray, "k"]], UInt8[np.ndarray, "k 64 64"]]
+Thumbs = Callable[[Int64[np.ndarray, " k"]], UInt8[np.ndarray, "k 64 64"]]
 
 
 def copies(
@@ -33,7 +33,7 @@ def copies(
     near: bool,
     distance: int,
     correlation: float,
-) -> Int64[np.ndarray, "n"]:
+) -> Int64[np.ndarray, " n"]:
     """For each picture the one that stands for it: itself if it is kept, else the kept picture it repeats.
 
     Rows come in order of preference, best first, and are taken in it: a row is dropped if it repeats one that was
@@ -65,13 +65,13 @@ def copies(
 
 
 def near_pairs(
-    rows: Int64[np.ndarray, "m"],
+    rows: Int64[np.ndarray, " m"],
     hashes: UInt64[np.ndarray, "n 4"],
     thumbs: Thumbs,
     distance: int,
     correlation: float,
     apart: np.ndarray | None = None,
-) -> tuple[Int64[np.ndarray, "k"], Int64[np.ndarray, "k"]]:
+) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
     """All pairs of these rows within `distance` bits whose thumbnails correlate by at least `correlation`.
 
     With `apart` [n] only pairs in which it differs, such as those across splits.
@@ -87,7 +87,7 @@ def near_pairs(
 
 def candidates(
     hashes: UInt64[np.ndarray, "n 4"], distance: int
-) -> tuple[Int64[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
+) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
     """Sorted pairs (i, j), i < j, of all hashes that differ in at most `distance` bits."""
     if len(hashes) < 2:
         return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -112,7 +112,7 @@ def candidates(
     return codes // len(hashes), codes % len(hashes)
 
 
-def _bands(hashes: UInt64[np.ndarray, "n 4"], count: int) -> list[UInt64[np.ndarray, "n"]]:
+def _bands(hashes: UInt64[np.ndarray, "n 4"], count: int) -> list[UInt64[np.ndarray, " n"]]:
     """The bits of each hash cut into `count` numbers of at most 22 bits."""
     bits = np.unpackbits(hashes.view(np.uint8), axis=1, bitorder="little")
     order = np.argsort(np.abs(bits.mean(0) - 0.5), kind="stable")
@@ -125,7 +125,7 @@ def _bands(hashes: UInt64[np.ndarray, "n 4"], count: int) -> list[UInt64[np.ndar
     return bands
 
 
-def _equal_neighbours(keys: UInt64[np.ndarray, "n"]) -> Iterator[tuple[Int64[np.ndarray, "m"], int]]:
+def _equal_neighbours(keys: UInt64[np.ndarray, " n"]) -> Iterator[tuple[Int64[np.ndarray, " m"], int]]:
     """All pairs (row, row + step) of equal sorted keys, as blocks of rows of one step."""
     rows, step = np.arange(len(keys)), 1
     while len(rows):
@@ -136,15 +136,15 @@ def _equal_neighbours(keys: UInt64[np.ndarray, "n"]) -> Iterator[tuple[Int64[np.
         step += 1
 
 
-def _leaders(values: np.ndarray) -> Int64[np.ndarray, "n"]:
+def _leaders(values: np.ndarray) -> Int64[np.ndarray, " n"]:
     """For each row the first one of equal value."""
     _, first, group = np.unique(values, return_index=True, return_inverse=True)
     return first[group.ravel()]
 
 
 def correlations(
-    first: Int64[np.ndarray, "m"], second: Int64[np.ndarray, "m"], thumbs: Thumbs
-) -> Float32[np.ndarray, "m"]:
+    first: Int64[np.ndarray, " m"], second: Int64[np.ndarray, " m"], thumbs: Thumbs
+) -> Float32[np.ndarray, " m"]:
     """The correlation of each pair's thumbnails, in blocks of bounded size."""
     found = np.empty(len(first), np.float32)
     for start in range(0, len(first), _THUMBS):

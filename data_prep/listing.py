@@ -38,9 +38,9 @@ class Listing:
     """
 
     samples: Sequence[Sample]
-    order: Int64[np.ndarray, "n"]
-    split: UInt8[np.ndarray, "n"]
-    patient: UInt64[np.ndarray, "n"]
+    order: Int64[np.ndarray, " n"]
+    split: UInt8[np.ndarray, " n"]
+    patient: UInt64[np.ndarray, " n"]
     crossing: Mapping[int, str]
     digest: str
     chunk_size: int
@@ -104,11 +104,11 @@ def _repeated_key(samples: Sequence[Sample]) -> str:
 
 def _patient_splits(
     samples: Sequence[Sample],
-    published: UInt8[np.ndarray, "n"],
-    drawn: UInt8[np.ndarray, "n"],
-    patient: UInt64[np.ndarray, "n"],
+    published: UInt8[np.ndarray, " n"],
+    drawn: UInt8[np.ndarray, " n"],
+    patient: UInt64[np.ndarray, " n"],
     on_crossing: str,
-) -> tuple[UInt8[np.ndarray, "n"], dict[int, str]]:
+) -> tuple[UInt8[np.ndarray, " n"], dict[int, str]]:
     """Each sample's split, and the samples left out with the reason."""
     fixed = published != _DRAWN
     if not fixed.any():

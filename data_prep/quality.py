@@ -53,7 +53,7 @@ def measure(pixels: UInt8[np.ndarray, "h w"], thumb: UInt8[np.ndarray, "64 64"])
     return np.array([*sides, high - low, share.max(), roughness, border], np.float32)
 
 
-def judge(values: Float32[np.ndarray, "n 6"], limits: Limits) -> list[tuple[str, Bool[np.ndarray, "n"]]]:
+def judge(values: Float32[np.ndarray, "n 6"], limits: Limits) -> list[tuple[str, Bool[np.ndarray, " n"]]]:
     """For each statistic what is wrong beyond its limit, as "too rough: roughness above 0.6", and where it is."""
     rules = (
         ("too small", "side_px", "below", limits.min_side_px),
@@ -83,7 +83,7 @@ def summary(values: Float32[np.ndarray, "n 6"]) -> dict[str, dict[str, float]]:
     }
 
 
-def _flat_rows(pixels: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h"]:
+def _flat_rows(pixels: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, " h"]:
     """Rows whose pixels span few grey levels, a fiftieth at either end (markers, dust) apart."""
     width = pixels.shape[1]
     cut = width // 50
@@ -91,7 +91,7 @@ def _flat_rows(pixels: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h"]:
     return ends[:, width - 1 - cut].astype(np.int16) - ends[:, cut] <= BORDER_SPAN
 
 
-def _inside(flat: Bool[np.ndarray, "h"]) -> int:
+def _inside(flat: Bool[np.ndarray, " h"]) -> int:
     """Number of rows between the flat runs at both ends."""
     inner = np.flatnonzero(~flat)
     return int(inner[-1] - inner[0] + 1) if len(inner) else 0

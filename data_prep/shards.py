@@ -29,7 +29,7 @@ class Shard:
     number: int
     name: str
     split: str
-    rows: Int64[np.ndarray, "n"]
+    rows: Int64[np.ndarray, " n"]
     chunk_size: int
 
     @property
@@ -62,7 +62,7 @@ def shard_name(dataset: str, split: str, index: int, count: int) -> str:
 
 
 def plan_shards(
-    name: str, listing: Listing, columns: Columns, kept: Bool[np.ndarray, "n"], shard_bytes: int
+    name: str, listing: Listing, columns: Columns, kept: Bool[np.ndarray, " n"], shard_bytes: int
 ) -> list[Shard]:
     """The shards of all splits, in the order of the listing."""
     shards: list[Shard] = []
@@ -75,7 +75,7 @@ def plan_shards(
     return shards
 
 
-def _ends(sizes: Int64[np.ndarray, "n"], shard_bytes: int) -> list[int]:
+def _ends(sizes: Int64[np.ndarray, " n"], shard_bytes: int) -> list[int]:
     """Where shards end: each is closed by the record that fills it."""
     ends, filled = [], 0
     for index, size in enumerate(sizes.tolist()):

@@ -31,7 +31,7 @@ def mask_counts(num_crops: int, num_patches: int, mask_ratio: tuple[float, float
     return counts
 
 
-def patch_order(key: Array, grid: int) -> Int[Array, "n"]:
+def patch_order(key: Array, grid: int) -> Int[Array, " n"]:
     """Patches in the order in which they are hidden: by the first random rectangle that covers them, then by noise.
 
     Rectangles have an area of 4 patches up to half of the grid, log-uniform aspect 0.3-3.33, and lie inside the grid.

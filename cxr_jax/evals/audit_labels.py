@@ -73,9 +73,9 @@ def audit_labels(
 def neighbour_shares(
     train_features: Float[np.ndarray, "n d"],
     train_labels: Integer[np.ndarray, "n c"],
-    train_patients: Shaped[np.ndarray, "n"],
+    train_patients: Shaped[np.ndarray, " n"],
     features: Float[np.ndarray, "m d"],
-    patients: Shaped[np.ndarray, "m"],
+    patients: Shaped[np.ndarray, " m"],
     *,
     k: int,
 ) -> Float[np.ndarray, "m c"]:

@@ -124,7 +124,7 @@ def warns(entry: Mapping[str, Any], warn_auroc: float) -> bool:
 
 
 def within_strata(
-    scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"], candidate: Float[np.ndarray, "n"]
+    scores: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"], candidate: Float[np.ndarray, " n"]
 ) -> Callable[[Float[np.ndarray, "n r"]], dict[str, np.ndarray]]:
     """AUROC among pairs of the same stratum of the candidate's score, as a function of row weights."""
     known = np.flatnonzero(labels >= 0)
@@ -138,7 +138,7 @@ def within_strata(
     return partial(_pooled, rankings)
 
 
-def _pooled(rankings, weights: Float[np.ndarray, "n r"]) -> dict[str, Shaped[np.ndarray, "r"]]:
+def _pooled(rankings, weights: Float[np.ndarray, "n r"]) -> dict[str, Shaped[np.ndarray, " r"]]:
     right = pairs = np.zeros(weights.shape[1])
     for ranking in rankings:
         drawn = weights[ranking.rows]

@@ -17,13 +17,13 @@ RESAMPLES_PER_CHUNK = 128  # bounds the work array at n x 128 float64
 MIN_DEFINED_SHARE = 0.5  # of the resamples, for an interval to be given
 
 # Row weights `[n, r]` to `r` values of each metric, NaN where the weights leave it undefined.
-MetricFunction = Callable[[Float[np.ndarray, "n r"]], Mapping[str, Float[np.ndarray, "r"]]]
+MetricFunction = Callable[[Float[np.ndarray, "n r"]], Mapping[str, Float[np.ndarray, " r"]]]
 # Values by metric: `[k]` on all rows, or `[k, resamples]`.
 Values = dict[str, np.ndarray]
 
 
 def resampled_weights(
-    patient_ids: Shaped[np.ndarray, "n"], resamples: int, seed: int
+    patient_ids: Shaped[np.ndarray, " n"], resamples: int, seed: int
 ) -> Iterator[Float[np.ndarray, "n r"]]:
     """Draw patients with replacement and yield how often each row was drawn, some resamples at a time."""
     patients, patient_of_row = np.unique(patient_ids, return_inverse=True)
@@ -39,7 +39,7 @@ def resampled_weights(
 def bootstrap(
     functions: Sequence[MetricFunction | None],
     metrics: Sequence[str],
-    patient_ids: Shaped[np.ndarray, "n"],
+    patient_ids: Shaped[np.ndarray, " n"],
     *,
     resamples: int,
     seed: int,
@@ -62,7 +62,7 @@ def bootstrap(
     return points, {metric: np.concatenate([empty, *(c[metric] for c in chunks)], axis=1) for metric in metrics}
 
 
-def interval(samples: Float[np.ndarray, "r"], confidence: float) -> list[float] | None:
+def interval(samples: Float[np.ndarray, " r"], confidence: float) -> list[float] | None:
     """Percentile interval over the draws in which the value is defined; None if those are too few."""
     defined = samples[~np.isnan(samples)]
     if len(defined) == 0 or len(defined) < MIN_DEFINED_SHARE * len(samples):
@@ -71,7 +71,7 @@ def interval(samples: Float[np.ndarray, "r"], confidence: float) -> list[float] 
     return [float(value) for value in np.quantile(defined, [tail, 1.0 - tail])]
 
 
-def with_interval(metric: str, point: float, samples: Float[np.ndarray, "r"], confidence: float) -> dict:
+def with_interval(metric: str, point: float, samples: Float[np.ndarray, " r"], confidence: float) -> dict:
     """`{metric: value or None, metric_interval: [low, high] or None}`; a value that is undefined has no interval."""
     undefined = bool(np.isnan(point))
     return {
@@ -102,6 +102,6 @@ def macro_means(points: Values, samples: Values, metrics: Sequence[str], confide
     return {key: value for entry in entries for key, value in entry.items()}
 
 
-def ratio(numerator: Float[np.ndarray, "r"], denominator: Float[np.ndarray, "r"]) -> Float[np.ndarray, "r"]:
+def ratio(numerator: Float[np.ndarray, " r"], denominator: Float[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
     """Quotient, NaN where the denominator is 0."""
     return np.where(denominator > 0, numerator / np.where(denominator > 0, denominator, 1.0), np.nan)

@@ -38,12 +38,12 @@ def probabilities(scores: Float[np.ndarray, "*rows"], kind: str) -> Float[np.nda
 
 
 def calibration_metrics(
-    probability: Float[np.ndarray, "n"],
-    labels: Integer[np.ndarray, "n"],
+    probability: Float[np.ndarray, " n"],
+    labels: Integer[np.ndarray, " n"],
     weights: Float[np.ndarray, "n r"],
     *,
     bins: int,
-) -> dict[str, Float[np.ndarray, "r"]]:
+) -> dict[str, Float[np.ndarray, " r"]]:
     """`brier` and `ece` over the known labels under `r` sets of row weights."""
     known = np.flatnonzero(labels >= 0)
     p, y, drawn = probability[known], (labels[known] == 1).astype(np.float64), weights[known]
@@ -57,7 +57,7 @@ def calibration_metrics(
 
 
 def reliability(
-    probability: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"], *, bins: int
+    probability: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"], *, bins: int
 ) -> dict[str, np.ndarray]:
     """Mean `predicted` probability, `observed` share of positives, its Wilson 95 % interval `low`, `high`, and `rows`,
     per bin that holds any known label."""

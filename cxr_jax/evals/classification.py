@@ -32,7 +32,7 @@ __all__ = ["compare", "evaluate", "require_disjoint_patients", "resampled_weight
 def evaluate(
     scores: Float[np.ndarray, "_n _c"],
     labels: Integer[np.ndarray, "_n _c"],
-    patient_ids: Shaped[np.ndarray, "_n"],
+    patient_ids: Shaped[np.ndarray, " _n"],
     class_names: Sequence[str],
     *,
     resamples: int = 1000,
@@ -85,7 +85,7 @@ def compare(
     scores: Float[np.ndarray, "_n _c"],
     baseline: Float[np.ndarray, "_n _c"],
     labels: Integer[np.ndarray, "_n _c"],
-    patient_ids: Shaped[np.ndarray, "_n"],
+    patient_ids: Shaped[np.ndarray, " _n"],
     class_names: Sequence[str],
     *,
     resamples: int = 1000,
@@ -125,7 +125,7 @@ def compare(
     }
 
 
-def require_disjoint_patients(**patient_ids: Shaped[np.ndarray, "_n"]) -> None:
+def require_disjoint_patients(**patient_ids: Shaped[np.ndarray, " _n"]) -> None:
     """Refuse splits that share patients, e.g. `require_disjoint_patients(train=..., test=...)`.
 
     Raises:
@@ -195,7 +195,7 @@ def _class_entry(samples, scores, labels, patient_ids) -> dict:
     }
 
 
-def undefined_reason(scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> str | None:
+def undefined_reason(scores: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"]) -> str | None:
     """Why a class has no metrics; None if it has."""
     if not (labels >= 0).any():
         return "every label is unknown"

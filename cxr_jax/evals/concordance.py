@@ -23,10 +23,10 @@ ROWS_PER_CHUNK = 1024  # bounds the tables of pairs at 1024 x n
 
 
 def concordance(
-    risk: Float[np.ndarray, "n"],
-    time: Float[np.ndarray, "n"],
-    event: Integer[np.ndarray, "n"],
-    patient_ids: Shaped[np.ndarray, "n"],
+    risk: Float[np.ndarray, " n"],
+    time: Float[np.ndarray, " n"],
+    event: Integer[np.ndarray, " n"],
+    patient_ids: Shaped[np.ndarray, " n"],
     *,
     resamples: int = 1000,
     confidence: float = 0.95,

@@ -18,7 +18,7 @@ from cxr_jax.evals.bootstrap import ratio
 from cxr_jax.evals.ranking import Ranking, rank
 
 
-def best_f1_threshold(scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> float | None:
+def best_f1_threshold(scores: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"]) -> float | None:
     """The threshold with the largest F1, the highest of several; None for a class that lacks a label or scores."""
     ranking = rank(scores, labels)
     if ranking is None:
@@ -29,7 +29,7 @@ def best_f1_threshold(scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray
 
 
 def threshold_at_specificity(
-    scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"], specificity: float
+    scores: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"], specificity: float
 ) -> float | None:
     """The lowest threshold whose specificity is at least the given one; None as `best_f1_threshold`.
 
@@ -44,7 +44,7 @@ def threshold_at_specificity(
 
 def sensitivity_of_own_curve(
     ranking: Ranking, weights: Float[np.ndarray, "n r"], specificity: float
-) -> Float[np.ndarray, "r"]:
+) -> Float[np.ndarray, " r"]:
     """Largest sensitivity among the points of these rows' own ROC curve that are specific enough; NaN if undefined."""
     true_positives, _, (positives, negatives) = _called(ranking, weights)
     best = np.where(_specific(ranking, weights, specificity), true_positives, 0.0).max(axis=0)
@@ -52,11 +52,11 @@ def sensitivity_of_own_curve(
 
 
 def decision_metrics(
-    scores: Float[np.ndarray, "n"],
-    labels: Integer[np.ndarray, "n"],
+    scores: Float[np.ndarray, " n"],
+    labels: Integer[np.ndarray, " n"],
     threshold: float,
     weights: Float[np.ndarray, "n r"],
-) -> dict[str, Float[np.ndarray, "r"]]:
+) -> dict[str, Float[np.ndarray, " r"]]:
     """`f1`, `sensitivity`, `specificity`, `ppv`, `npv` under `r` sets of row weights; NaN where there is no such
     number.
 
@@ -75,8 +75,8 @@ def decision_metrics(
 
 
 def confusion(
-    scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"], threshold: float
-) -> dict[str, Integer[np.ndarray, "k"]]:
+    scores: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"], threshold: float
+) -> dict[str, Integer[np.ndarray, " k"]]:
     """Rows that are `false_positives` and so on, the surest first: those furthest from the threshold."""
     called, known = scores >= threshold, {"positives": labels == 1, "negatives": labels == 0}
     by_distance = np.argsort(-np.abs(scores - threshold), kind="stable")

@@ -22,11 +22,11 @@ from scipy.stats import norm, rankdata
 class DeLong(NamedTuple):
     """AUROC of each of k score sets, and their covariance."""
 
-    auroc: Float[np.ndarray, "k"]
+    auroc: Float[np.ndarray, " k"]
     covariance: Float[np.ndarray, "k k"]
 
 
-def delong(scores: Float[np.ndarray, "k n"], labels: Integer[np.ndarray, "n"]) -> DeLong | None:
+def delong(scores: Float[np.ndarray, "k n"], labels: Integer[np.ndarray, " n"]) -> DeLong | None:
     """AUROCs of k score sets of one class and their covariance; None unless all are scored and each label occurs twice.
 
     With a single positive or negative the variance between them is unknown.
@@ -44,7 +44,7 @@ def delong(scores: Float[np.ndarray, "k n"], labels: Integer[np.ndarray, "n"]) -
 
 
 def paired_test(
-    scores: Float[np.ndarray, "n"], baseline: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]
+    scores: Float[np.ndarray, " n"], baseline: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"]
 ) -> dict[str, float | None]:
     """`difference` in AUROC, its `standard_error`, `z` and two-sided `p`; all None where there is no such test.
 

@@ -98,7 +98,7 @@ class HeadTrainer:
         self._fit = jax.jit(fit)
         self._logits = jax.jit(lambda params, features: objective.logits(params, features).swapaxes(0, 1))
 
-    def fit(self, rows: Integer[np.ndarray, "m"], seed: int) -> dict:
+    def fit(self, rows: Integer[np.ndarray, " m"], seed: int) -> dict:
         """Heads `[grid, ...]` trained on these train rows alone, in an order and from weights drawn from `seed`."""
         order = batch_order(rows, self.recipe.steps, self.recipe.batch_size, seed)
         return self._fit(self._features, self._labels, order, jax.random.key(seed))
@@ -117,7 +117,7 @@ class HeadTrainer:
 
 
 def batch_order(
-    rows: Integer[np.ndarray, "m"], steps: int, batch_size: int, seed: int
+    rows: Integer[np.ndarray, " m"], steps: int, batch_size: int, seed: int
 ) -> Integer[np.ndarray, "steps b"]:
     """Which rows each step sees: all of them in each pass, every pass permuted anew."""
     rng = np.random.default_rng(seed)

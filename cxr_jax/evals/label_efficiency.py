@@ -87,7 +87,7 @@ def _same(counts: Sequence[int]) -> int | list[int]:
 def mean_over_draws(
     scores: Sequence[Float[np.ndarray, "n c"]],
     labels: Integer[np.ndarray, "n c"],
-    patients: Shaped[np.ndarray, "n"],
+    patients: Shaped[np.ndarray, " n"],
     *,
     resamples: int,
     confidence: float,

@@ -40,10 +40,10 @@ class ClassFit:
 class LinearProbe:
     """Fitted probe. Columns of `kernel` are NaN for classes that had nothing to learn from."""
 
-    mean: Float[np.ndarray, "d"]
-    deviation: Float[np.ndarray, "d"]
+    mean: Float[np.ndarray, " d"]
+    deviation: Float[np.ndarray, " d"]
     kernel: Float[np.ndarray, "d c"]
-    bias: Float[np.ndarray, "c"]
+    bias: Float[np.ndarray, " c"]
     fits: tuple[ClassFit, ...]
 
     def scores(self, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:

@@ -69,7 +69,7 @@ class Options:
 def measure(
     scores: Scores,
     labels: Mapping[str, Integer[np.ndarray, "_n _c"]],
-    patient_ids: Shaped[np.ndarray, "_n"],
+    patient_ids: Shaped[np.ndarray, " _n"],
     class_names: Sequence[str],
     options: Options,
     *,
@@ -120,7 +120,7 @@ def difference(
     scores: Scores,
     baseline: Scores,
     labels: Integer[np.ndarray, "_n _c"],
-    patient_ids: Shaped[np.ndarray, "_n"],
+    patient_ids: Shaped[np.ndarray, " _n"],
     class_names: Sequence[str],
     options: Options,
 ) -> dict:

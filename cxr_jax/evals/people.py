@@ -21,15 +21,15 @@ FIELDS = ("source", "view", "sex", "age")  # that subgroups can be made of
 class People:
     """The rows of a split. `age_years` is NaN where unknown; `image_bytes` is the size of the stored JPEG."""
 
-    image_id: Shaped[np.ndarray, "n"]
-    patient_id: Shaped[np.ndarray, "n"]
-    source: Shaped[np.ndarray, "n"]
-    view: Shaped[np.ndarray, "n"]
-    sex: Shaped[np.ndarray, "n"]
-    age_years: Float[np.ndarray, "n"]
-    height: Integer[np.ndarray, "n"]
-    width: Integer[np.ndarray, "n"]
-    image_bytes: Integer[np.ndarray, "n"]
+    image_id: Shaped[np.ndarray, " n"]
+    patient_id: Shaped[np.ndarray, " n"]
+    source: Shaped[np.ndarray, " n"]
+    view: Shaped[np.ndarray, " n"]
+    sex: Shaped[np.ndarray, " n"]
+    age_years: Float[np.ndarray, " n"]
+    height: Integer[np.ndarray, " n"]
+    width: Integer[np.ndarray, " n"]
+    image_bytes: Integer[np.ndarray, " n"]
 
     def __len__(self):
         return len(self.image_id)

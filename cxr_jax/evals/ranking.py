@@ -17,12 +17,12 @@ from jaxtyping import Float, Integer, Shaped
 class Ranking(NamedTuple):
     """The known rows of one class in rising order of score; rows with equal scores form one group."""
 
-    rows: Integer[np.ndarray, "m"]
-    positive: Shaped[np.ndarray, "m"]
-    starts: Integer[np.ndarray, "groups"]
+    rows: Integer[np.ndarray, " m"]
+    positive: Shaped[np.ndarray, " m"]
+    starts: Integer[np.ndarray, " groups"]
 
 
-def rank(scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> Ranking | None:
+def rank(scores: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"]) -> Ranking | None:
     """Sort the rows of one class whose label is known; None unless both labels occur and are scored."""
     rows = np.flatnonzero(labels >= 0)
     positive = labels[rows] == 1
@@ -56,19 +56,19 @@ def weighted_metrics(ranking: Ranking, weights: Float[np.ndarray, "n r"]) -> Flo
     return np.where(defined, np.stack([auroc, auprc]), np.nan)
 
 
-def auroc(scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> float | None:
+def auroc(scores: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"]) -> float | None:
     """Area under the ROC curve of one class; None if undefined (unknown labels, -1, are masked out)."""
     ranking = rank(scores, labels)
     return None if ranking is None else float(weighted_metrics(ranking, np.ones((len(scores), 1)))[0, 0])
 
 
-def auprc(scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> float | None:
+def auprc(scores: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"]) -> float | None:
     """Average precision of one class; None if undefined (unknown labels, -1, are masked out)."""
     ranking = rank(scores, labels)
     return None if ranking is None else float(weighted_metrics(ranking, np.ones((len(scores), 1)))[1, 0])
 
 
-def curves(scores: Float[np.ndarray, "n"], labels: Integer[np.ndarray, "n"]) -> dict[str, np.ndarray] | None:
+def curves(scores: Float[np.ndarray, " n"], labels: Integer[np.ndarray, " n"]) -> dict[str, np.ndarray] | None:
     """Points of the ROC and precision-recall curves of one class, thresholds falling; None if undefined.
 
     Returns:

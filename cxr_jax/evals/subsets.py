@@ -38,8 +38,8 @@ class Amount:
 class Drawn:
     """Rows drawn from the training split, and from the selection split."""
 
-    train: Integer[np.ndarray, "m"]
-    select: Integer[np.ndarray, "v"]
+    train: Integer[np.ndarray, " m"]
+    select: Integer[np.ndarray, " v"]
 
 
 def everything(task: Task) -> Drawn:
@@ -59,8 +59,8 @@ def amounts(fractions: Sequence[float], shots: Sequence[int]) -> list[Amount]:
 
 
 def draw(
-    train: tuple[Integer[np.ndarray, "n c"], Shaped[np.ndarray, "n"]],
-    select: tuple[Integer[np.ndarray, "s c"], Shaped[np.ndarray, "s"]],
+    train: tuple[Integer[np.ndarray, "n c"], Shaped[np.ndarray, " n"]],
+    select: tuple[Integer[np.ndarray, "s c"], Shaped[np.ndarray, " s"]],
     amount: Amount,
     seed: int,
     selection: str = "in_proportion",
@@ -94,7 +94,7 @@ def least_fraction(patients: int) -> float:
     return float(np.ceil(2000 / max(patients, 1)) / 1000)
 
 
-def _order(labels, patients, seed) -> tuple[Shaped[np.ndarray, "p"], Bool[np.ndarray, "p"]]:
+def _order(labels, patients, seed) -> tuple[Shaped[np.ndarray, " p"], Bool[np.ndarray, " p"]]:
     """Patients in the random order of a seed, and which of them have a positive label."""
     names, of_row = np.unique(patients, return_inverse=True)
     positive = np.zeros(len(names), bool)
@@ -103,7 +103,7 @@ def _order(labels, patients, seed) -> tuple[Shaped[np.ndarray, "p"], Bool[np.nda
     return names[order], positive[order]
 
 
-def _fraction(labels, patients, fraction: float, seed: int, split: str) -> Integer[np.ndarray, "m"]:
+def _fraction(labels, patients, fraction: float, seed: int, split: str) -> Integer[np.ndarray, " m"]:
     names, positive = _order(labels, patients, seed)
     if fraction * len(names) < 2 - 1e-9:
         raise ValueError(
@@ -115,7 +115,7 @@ def _fraction(labels, patients, fraction: float, seed: int, split: str) -> Integ
     return np.flatnonzero(np.isin(patients, np.concatenate(drawn)))
 
 
-def _shots(labels, patients, shots: int, seed: int, targets: Sequence[str]) -> Integer[np.ndarray, "m"]:
+def _shots(labels, patients, shots: int, seed: int, targets: Sequence[str]) -> Integer[np.ndarray, " m"]:
     names, _ = _order(labels, patients, seed)
     drawn: set = set()
     for c in range(labels.shape[1]):

@@ -26,7 +26,7 @@ class Prototypes(nnx.Module):
 
 
 def prototype_logits(
-    y: Float[Array, "*rows e"], v: Float[Array, "e k"], g: Float[Array, "k"], reduce_dtype: str
+    y: Float[Array, "*rows e"], v: Float[Array, "e k"], g: Float[Array, " k"], reduce_dtype: str
 ) -> Float[Array, "*rows k"]:
     """Logits of embeddings over the prototypes with directions `v` and gains `g`, in the reduce dtype."""
     v, g = v.astype(reduce_dtype), g.astype(reduce_dtype)

@@ -11,11 +11,11 @@ Crops without hidden patches count in the divisor, as in the reference (Zhou et 
 from jaxtyping import Array, Float
 
 
-def ibot_products(teacher: Float[Array, "m k"], student: Float[Array, "m k"]) -> Float[Array, "m"]:
+def ibot_products(teacher: Float[Array, "m k"], student: Float[Array, "m k"]) -> Float[Array, " m"]:
     """Each hidden patch learns from itself as the teacher sees it."""
     return (teacher * student).sum(-1)
 
 
-def ibot_loss(entropies: Float[Array, "m"], weights: Float[Array, "m"], num_crops: int) -> Float[Array, ""]:
+def ibot_loss(entropies: Float[Array, " m"], weights: Float[Array, " m"], num_crops: int) -> Float[Array, ""]:
     """Mean over the hidden patches of a crop, summed, divided by the number of all global crops."""
     return (entropies * weights).sum() / num_crops

@@ -90,7 +90,7 @@ def label_loss(
     loss: LabelLoss,
     counts: Counts = (),
     step: Array | None = None,
-) -> Float[Array, "grid"]:
+) -> Float[Array, " grid"]:
     """The loss summed over the known labels, for each head.
 
     Without `counts` every class counts as balanced, which is enough to plan a step. Raises ValueError when a loss that
@@ -109,7 +109,7 @@ def label_loss(
     return jnp.where(known, cost, 0).sum((1, 2))
 
 
-def masked_bce(logits: Float[Array, "grid b c"], labels: Shaped[Array, "b c"]) -> Float[Array, "grid"]:
+def masked_bce(logits: Float[Array, "grid b c"], labels: Shaped[Array, "b c"]) -> Float[Array, " grid"]:
     """Binary cross-entropy summed over the known labels, for each head."""
     return label_loss(logits, labels, LabelLoss())
 

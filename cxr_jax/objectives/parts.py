@@ -38,7 +38,7 @@ def take(tree: Any, part: Part, rows: Rows) -> Any:
 def put_together(tree: Any, rows: Rows) -> Any:
     """Arrays `[parts, rows of a part, ...]` as `[rows, ...]` in the order of the whole batch."""
 
-    def one(x: Float[Array, "parts _ *rest"]) -> Float[Array, "_ *rest"]:
+    def one(x: Float[Array, "parts _ *rest"]) -> Float[Array, " _ *rest"]:
         parts = x.shape[0]
         x = x.reshape(parts, rows.groups // parts, -1, *x.shape[2:]).swapaxes(0, 1)
         return rows.layout.rows(x.reshape(-1, *x.shape[3:]))

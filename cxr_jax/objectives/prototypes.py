@@ -55,8 +55,8 @@ class Assignment(NamedTuple):
     """The teacher's log-probabilities but for its logits: `columns` (a), `rows` (b), and each row's largest one."""
 
     columns: Float[Array, "chunks kc"]
-    rows: Float[Array, "rows"]
-    best: Float[Array, "rows"]
+    rows: Float[Array, " rows"]
+    best: Float[Array, " rows"]
 
 
 class CrossEntropy(NamedTuple):
@@ -72,7 +72,7 @@ def to_chunks(x: Float[Array, "*e k"], num_chunks: int) -> Float[Array, "chunks 
     return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, num_chunks), -1, 0)
 
 
-def from_chunks(x: Float[Array, "chunks kc"]) -> Float[Array, "k"]:
+def from_chunks(x: Float[Array, "chunks kc"]) -> Float[Array, " k"]:
     """A vector over all prototypes from its chunks."""
     return x.T.reshape(-1)
 
