@@ -147,9 +147,10 @@ def check_evaluation(config: ConfigDict, protocols: tuple[str, ...]) -> None:
     for name in ("k", "blocks"):
         require(config.probe[name] >= 1, f"config.probe.{name}={config.probe[name]} must be at least 1")
     by_image = ("label_efficiency", "segmentation")
-    scored = {"none": protocols, "average": [name for name in protocols if name not in by_image]}
-    legal = ", ".join(scored.get(config.study, ["cached_head"]))
+    scored = {"none": protocols, "average": tuple(name for name in protocols if name not in by_image)}
+    suited = scored.get(config.study, ("cached_head",))
     require(
-        config.protocol in legal.split(", "),
-        f"config.study={config.study!r} is not for config.protocol={config.protocol!r}; it goes with {legal}",
+        config.protocol in suited,
+        f"config.study={config.study!r} is not for config.protocol={config.protocol!r}; it goes with "
+        f"{', '.join(suited)}",
     )
