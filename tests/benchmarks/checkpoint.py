@@ -1,6 +1,6 @@
 """How long saving holds the loop, and how fast a state comes back.
 
-    PYTHONPATH=. python tests/benchmarks/checkpoint.py --variant=vit_l16 --folder=DIR [--rounds=3]
+    python -m tests.benchmarks.checkpoint --variant=vit_l16 --folder=DIR [--rounds=3]
 
 The state of a pretraining of that variant (student, teacher, heads, both moments), written with and without
 compression. Printed per round and side by side: what a save held up the caller, what it took in all, what restoring

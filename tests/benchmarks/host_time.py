@@ -1,6 +1,6 @@
 """How long the host is held up by one training step, at ViT-L's depth with tiny widths.
 
-    PYTHONPATH=. python tests/benchmarks/host_time.py [--steps=200]
+    python -m tests.benchmarks.host_time [--steps=200]
 
 Printed: median and 90th percentile, in ms, of the time until a jitted call returns, with nothing else under way: of a
 program that takes and donates the step's state and computes next to nothing, which is what the host pays for any step;

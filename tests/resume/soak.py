@@ -1,6 +1,6 @@
 """Kills a training again and again, restarts it as a scheduler would, and compares the end with an undisturbed run.
 
-    PYTHONPATH=. python tests/resume/soak.py --kills=100 [--elastic] [--seed=0] [--keep=DIR]
+    python -m tests.resume.soak --kills=100 [--elastic] [--seed=0] [--keep=DIR]
 
 Every life ends at a random moment: while it starts, at its first step, between steps, while a save is half done, or in
 an evaluation; by SIGKILL, or by SIGTERM, after which it saves. With `--elastic` each life has 1, 2, 4 or 8 devices and
