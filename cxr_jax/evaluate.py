@@ -24,7 +24,7 @@ from cxr_jax.evals import classification, mask_protocol, report
 from cxr_jax.evals.attention import example_cases
 from cxr_jax.evals.audits import Evidence, run_audits
 from cxr_jax.evals.cached_columns import curve_section, curves_of
-from cxr_jax.evals.columns import PROTOCOLS, Source, open_source, score_columns
+from cxr_jax.evals.columns import PROTOCOLS, Asked, Source, open_source, score_columns
 from cxr_jax.evals.excluded import excluded
 from cxr_jax.evals.frozen import frozen_features
 from cxr_jax.evals.long_tail import groups_by_frequency
@@ -210,15 +210,10 @@ def main() -> None:
     known = {"train_labels": task.labels["train"], "class_names": task.targets}
     groups = call(groups_by_frequency, "long_tail", config.long_tail.to_dict(), **known)
     settings = {name: section.to_dict() for name, section in config.items() if isinstance(section, ConfigDict)}
-    columns = score_columns(
-        source,
-        task,
-        protocol=config.protocol,
-        network=config.network,
-        probe=config.probe.to_dict(),
-        **config.baselines.to_dict(),
-        settings=settings,
-    )
+    baselines = config.baselines.to_dict()
+    floor = baselines.pop("floor")
+    asked = Asked(network=config.network, probe=config.probe.to_dict(), settings=settings, **baselines)
+    columns = score_columns(source, task, protocol=config.protocol, asked=asked, floor=floor)
     if config.study == "average":
         task, columns = by_study(task, columns)
     table = tabulate(task, columns, options, groups)

@@ -37,6 +37,21 @@ class Source:
         return Geometry(self.meta["geometry"]["fit"], self.meta["geometry"]["image_size"])
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation asks of its columns; each protocol takes what concerns it.
+
+    `runs` are fine-tuned runs to stand beside one, `random` asks for a network that has seen nothing, `settings` are
+    the config's other sections by name.
+    """
+
+    network: str
+    probe: Mapping[str, Any]
+    runs: Collection[str]
+    random: bool
+    settings: Mapping[str, Any]
+
+
 def open_source(run: str, step: int | None = None) -> Source:
     """Read what a run says of its checkpoint. Raises ConfigError when there is none, DataError when it is damaged."""
     return Source(run, step, checkpoint.read_meta(run, step))
@@ -91,28 +106,15 @@ def head_scores(source: Source, task: Task) -> Scores:
         "selection_auroc": rates,
         "pretrained": meta["pretrained"],
     }
+    if task.splits["select"].name in meta["config"]["data"]["split"].split("+"):
+        chosen["selection"] = "the selection rows were trained on, so thresholds chosen on them are too sure"
     return Scores(logits["test"][:, best], chosen, logits["select"][:, best], "logit")
 
 
-def head_columns(
-    source: Source,
-    task: Task,
-    *,
-    network: str,
-    probe: Mapping[str, Any],
-    runs: Collection[str],
-    random: bool,
-    settings: Mapping[str, Any],
-) -> dict[str, Scores]:
+def head_columns(source: Source, task: Task, asked: Asked) -> dict[str, Scores]:
     """The heads of a fine-tuned run and of the `runs` beside it."""
-    del (
-        network,
-        probe,
-        random,
-        settings,
-    )  # a fine-tuned run holds one backbone, and brings its own random baseline as a run
     columns = {column_name(source.run, source.meta, ()): head_scores(source, task)}
-    for run in runs:
+    for run in asked.runs:
         other = open_source(run)
         scores = head_scores(other, task)
         columns[column_name(run, other.meta, columns)] = scores
@@ -139,57 +141,31 @@ def backbones_of(source: Source, network: str, random: bool) -> dict[str, Mappin
     return backbones
 
 
-def frozen_columns(source: Source, network: str, random: bool, score: Callable[[Mapping], Scores]) -> dict[str, Scores]:
-    """`score(backbone)` of each of `backbones_of`; what cannot be scored is told with run, step and column."""
+def frozen_columns(source: Source, task: Task, asked: Asked, score: Callable[..., Scores]) -> dict[str, Scores]:
+    """`score(task, model, backbone, geometry)` of each backbone; what cannot be scored is told with run and column."""
     columns = {}
-    for name, backbone in backbones_of(source, network, random).items():
+    for name, backbone in backbones_of(source, asked.network, asked.random).items():
         try:
-            columns[name] = score(backbone)
+            columns[name] = score(task, source.meta["model"], backbone, source.geometry)
         except ValueError as error:
             cached_columns.refuse(error, f"{source.run}, step {source.meta['step']}, {name}")
     return columns
 
 
 def probe_columns(
-    score: Callable[..., Scores],
-    options: tuple[str, ...],
-    source: Source,
-    task: Task,
-    *,
-    network: str,
-    probe: Mapping[str, Any],
-    runs: Collection[str],
-    random: bool,
-    settings: Mapping[str, Any],
+    score: Callable[..., Scores], options: tuple[str, ...], source: Source, task: Task, asked: Asked
 ) -> dict[str, Scores]:
-    """Frozen features of the run's `network`, and with `random` of one that has seen nothing, under `score`."""
-    del runs, settings  # `baselines.runs` are fine-tuned runs
-    chosen = {name: probe[name] for name in options}
-    return frozen_columns(
-        source, network, random, lambda backbone: score(task, source.meta["model"], backbone, source.geometry, **chosen)
-    )
+    """Frozen features of the run's network, and on request of one that has seen nothing, under `score`."""
+    chosen = {name: asked.probe[name] for name in options}
+    return frozen_columns(source, task, asked, partial(score, **chosen))
 
 
-def trained_columns(
-    score: Callable[..., Scores],
-    source: Source,
-    task: Task,
-    *,
-    network: str,
-    probe: Mapping[str, Any],
-    runs: Collection[str],
-    random: bool,
-    settings: Mapping[str, Any],
-) -> dict[str, Scores]:
+def trained_columns(score: Callable[..., Scores], source: Source, task: Task, asked: Asked) -> dict[str, Scores]:
     """Heads that are trained here, on cached features of the same backbones."""
-    del runs, probe
-    rest = {"settings": settings, "run": source.run}
-    return frozen_columns(
-        source, network, random, lambda backbone: score(task, source.meta["model"], backbone, source.geometry, **rest)
-    )
+    return frozen_columns(source, task, asked, partial(score, settings=asked.settings, run=source.run))
 
 
-# Name of `config.protocol` -> columns of (source, task), given network, probe, runs, random and settings by name.
+# Name of `config.protocol` -> columns of a source, a task and what was asked.
 PROTOCOLS: dict[str, Callable[..., dict[str, Scores]]] = {
     "head": head_columns,
     "linear_probe": partial(probe_columns, protocols.linear_probe_scores, ("blocks", "tokens")),
@@ -201,27 +177,12 @@ PROTOCOLS: dict[str, Callable[..., dict[str, Scores]]] = {
 FLOORS: dict[str, Callable[..., Scores]] = {"label_efficiency": cached_columns.label_efficiency_floor}
 
 
-def score_columns(
-    source: Source,
-    task: Task,
-    *,
-    protocol: str,
-    network: str,
-    probe: Mapping[str, Any],
-    runs: Collection[str],
-    random: bool,
-    floor: bool,
-    settings: Mapping[str, Any],
-) -> dict[str, Scores]:
-    """The evaluated run first, then the baselines asked for: other `runs`, a `random` network, the `floor`.
-
-    `settings` are the config's other sections by name.
-    """
-    make = PROTOCOLS[protocol]
-    columns = make(source, task, network=network, probe=probe, runs=runs, random=random, settings=settings)
+def score_columns(source: Source, task: Task, *, protocol: str, asked: Asked, floor: bool) -> dict[str, Scores]:
+    """The evaluated run first, then the baselines: other runs, a random network, with `floor` hand-made features."""
+    columns = PROTOCOLS[protocol](source, task, asked)
     if floor:
         score = FLOORS.get(protocol, lambda task, fit, settings: protocols.floor_scores(task, fit))
-        columns["hand-made features"] = score(task, source.geometry.fit, settings)
+        columns["hand-made features"] = score(task, source.geometry.fit, asked.settings)
     return columns
 
 

@@ -32,3 +32,12 @@ def last_blocks(features: Features, *, blocks: int, width: int) -> Features:
 def side_by_side(tokens: Float[Array, "blocks *rest d"]) -> Float[Array, "*rest blocks_d"]:
     """Concatenate the blocks on the channel axis, the earliest block first."""
     return jnp.concatenate(list(tokens), axis=-1)
+
+
+def pooled(features: Features, *, mean_patch: bool, reduce_dtype: str) -> Float[Array, "b inputs"]:
+    """The CLS tokens of all blocks side by side, with `mean_patch` the last block's mean patch token behind them."""
+    x = side_by_side(features.cls)
+    if mean_patch:
+        mean = features.patches[-1].astype(reduce_dtype).mean(axis=1)
+        x = jnp.concatenate([x, mean.astype(x.dtype)], axis=-1)
+    return x

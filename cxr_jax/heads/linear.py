@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cxr_jax.heads.inputs import last_blocks, side_by_side
+from cxr_jax.heads.inputs import last_blocks, pooled
 from cxr_jax.models.layers import IN_PLACE, Dtypes, Layout, linear
 from cxr_jax.models.vit import Features
 
@@ -56,10 +56,7 @@ class LinearHead(nnx.Module):
           ValueError: the features hold too few blocks or another width.
         """
         features = last_blocks(features, blocks=self.blocks, width=self.width)
-        x = side_by_side(features.cls)
-        if self.mean_patch:
-            mean = features.patches[-1].astype(self.dtypes.reduce_dtype).mean(axis=1)
-            x = jnp.concatenate([x, mean.astype(x.dtype)], axis=-1)
+        x = pooled(features, mean_patch=self.mean_patch, reduce_dtype=self.dtypes.reduce_dtype)
         x = layout.rows(x.astype(self.dtypes.compute_dtype))
         weights = layout.weights({name: self.classifier[name][...] for name in ("kernel", "bias")})
         return linear(x, weights["kernel"], weights["bias"], 1, self.dtypes.reduce_dtype, self.dtypes.reduce_dtype)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cxr_jax.heads.inputs import last_blocks, side_by_side
+from cxr_jax.heads.inputs import last_blocks, pooled
 from cxr_jax.models.layers import IN_PLACE, Dtypes, Layout, linear
 from cxr_jax.models.vit import Features
 
@@ -59,10 +59,7 @@ class OrdinalHead(nnx.Module):
         """
         features = last_blocks(features, blocks=self.blocks, width=self.width)
         reduce = self.dtypes.reduce_dtype
-        x = side_by_side(features.cls)
-        if self.mean_patch:
-            mean = features.patches[-1].astype(reduce).mean(axis=1)
-            x = jnp.concatenate([x, mean.astype(x.dtype)], axis=-1)
+        x = pooled(features, mean_patch=self.mean_patch, reduce_dtype=reduce)
         x = layout.rows(x.astype(self.dtypes.compute_dtype))
         weights = layout.weights({"kernel": self.classifier["kernel"][...], "thresholds": self.thresholds[...]})
         score = linear(x, weights["kernel"], None, 1, reduce, reduce)
