@@ -170,7 +170,9 @@ def run_entry(main: Callable[[], None]) -> None:
         except OSError as error:
             if error.errno not in STORAGE_ERRNOS:
                 raise
-            where = error.filename or flags.FLAGS.workdir
+            # Entries without a run directory call their place --output.
+            given = (flags.FLAGS[name].value for name in ("workdir", "output") if name in flags.FLAGS)
+            where = error.filename or next(filter(None, given), "the disk")
             _fail(f"{where}: {error.strerror}; mend the storage and start the same command again", EXIT_ERROR)
         except Exception as error:
             if not jax.distributed.is_initialized():

@@ -14,10 +14,8 @@ largest and mean difference of features between the two sides. Everything is bui
 is whole or not there. Features that differ by more than 1e-4 are an error (exit code 1) and leave nothing.
 """
 
-import os
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +30,18 @@ from cxr_jax.config import ConfigError, run_entry
 from cxr_jax.data.geometry import fit_images
 from cxr_jax.data.records import DataError
 from cxr_jax.export import parity
+from cxr_jax.export.asked import check_hints, check_source
 from cxr_jax.export.channels import IMAGENET
+from cxr_jax.export.checked import LARGEST_PX
+from cxr_jax.export.classifiers import add_classifiers
 from cxr_jax.export.contents import Contents
-from cxr_jax.export.folder import BOTH, add_classifiers, is_foreign, read_weights, write_folder
+from cxr_jax.export.folder import BOTH, answered, is_foreign, read_weights, write_folder
 from cxr_jax.export.foreign import Hints
 from cxr_jax.export.huggingface import write_json
 from cxr_jax.export.layouts import FORMATS, Target, architecture
 from cxr_jax.export.mapping import flatten
 from cxr_jax.export.model_card import model_card
+from cxr_jax.export.place import check_output, whole_or_nothing
 from cxr_jax.export.report import CLASSES, describe, positions_report, worst
 from cxr_jax.export.rules import LayoutError
 from cxr_jax.export.run import read_run
@@ -90,11 +92,18 @@ class Loaded:
 def load(source: Path, *, network: str | None, step: int | None, learning_rate: float | None, hints: Hints, allow):
     """A run's checkpoint or PyTorch's weights. Raises ConfigError and DataError naming what is wrong."""
     if not is_foreign(source):
+        given = [name for name, value in vars(hints).items() if value is not None]
+        if given:
+            flag = {"format": "layout", "mean": "image_mean", "std": "image_std"}.get(given[0], given[0])
+            raise ConfigError(f"--{flag}: {source} is a run, which says so itself; drop the flag")
         contents, left_out = read_run(source, network, step, learning_rate)
         return Loaded(contents, left_out)
     if step is not None:
         raise ConfigError(f"--step={step}: {source} holds weights and no steps; drop the flag")
     try:
+        said = answered(source, hints)
+        if said:
+            raise ConfigError(f"{said} says so itself; drop the flag")
         read = read_weights(source, hints, allow)
     except LayoutError as error:
         raise DataError(f"--input={error}") from None
@@ -192,7 +201,15 @@ def convert(
 
     Raises ConfigError (sizes, networks, an output that exists), DataError (weights or picture), ParityError.
     """
-    _check_output(output, overwrite)
+    hints = hints or Hints()
+    check_output(output, overwrite, REPORT)
+    check_source("input", source)
+    for name, file in (("classifiers", classifiers), ("image", image)):
+        if file is not None:
+            check_source(name, file)
+    check_hints(hints)
+    if image_size is not None and image_size > LARGEST_PX:
+        raise ConfigError(f"--image_size={image_size}: legal are at most {LARGEST_PX} px")
     if format == "cxr_jax" and not is_foreign(source):
         raise ConfigError(
             f"--format=cxr_jax: {source} is no weights to import; legal are .safetensors, .pth, and folders with "
@@ -201,17 +218,32 @@ def convert(
     if network == "both" and format not in (*BOTH, "cxr_jax"):
         raise ConfigError(f"--network=both: legal with --format={', '.join((*BOTH, 'cxr_jax'))}")
     picture = None if image is None else read_picture(image)
-    given = {"network": network, "step": step, "learning_rate": learning_rate}
-    loaded = load(source, **given, hints=hints or Hints(), allow=allow)
-    contents = loaded.contents
-    if classifiers is not None:
-        contents = _with_classifiers(contents, classifiers)
-    if parts == "backbone":
-        kept = contents.with_parts(("backbone",))
-        contents = replace(kept, options={})
-    loaded.contents = contents
-    if format == "cxr_jax":
-        return _whole_or_nothing(output, lambda folder: _import(folder, source, loaded, picture))
+
+    def build(folder: Path) -> dict[str, Any]:
+        loaded = load(source, network=network, step=step, learning_rate=learning_rate, hints=hints, allow=allow)
+        if classifiers is not None:
+            _with_classifiers(loaded, classifiers)
+        if parts == "backbone":
+            loaded.contents = replace(loaded.contents.with_parts(("backbone",)), options={})
+        _check_allowed(loaded, allow)
+        if format == "cxr_jax":
+            return _import(folder, source, loaded, picture)
+        target = _target(loaded.contents, format, image_size, num_channels, normalisation, block_chunks)
+        return _export(folder, source, loaded, target, picture, allow)
+
+    return whole_or_nothing(output, build)
+
+
+def _check_allowed(loaded: Loaded, allow: tuple[str, ...]) -> None:
+    """Raise ConfigError for an allowed name that neither side has: it is misspelt."""
+    known = {path for network in loaded.contents.networks.values() for path in flatten(network)}
+    for name in allow:
+        if name not in known and name not in loaded.left_out:
+            raise ConfigError(f"--allow={name}: no tensor has this name")
+
+
+def _target(contents: Contents, format, image_size, num_channels, normalisation, block_chunks) -> Target:
+    """The layout to write. Raises ConfigError for a size or a normalisation that it cannot have."""
     model, geometry = contents.model, contents.geometry
     image_size = model["image_size"] if image_size is None else image_size
     if image_size <= 0 or image_size % model["patch_size"]:
@@ -221,15 +253,15 @@ def convert(
         if num_channels != 3:
             raise ConfigError(f"--normalisation=imagenet: is for 3 channels, found --num_channels={num_channels}")
         means, stds = IMAGENET
-    target = Target(format, image_size, means, stds, block_chunks)
-    return _whole_or_nothing(output, lambda folder: _export(folder, source, loaded, target, picture, allow))
+    return Target(format, image_size, means, stds, block_chunks)
 
 
-def _with_classifiers(contents: Contents, file: Path) -> Contents:
+def _with_classifiers(loaded: Loaded, file: Path) -> None:
     try:
-        return add_classifiers(contents, file)
+        loaded.contents, assumed = add_classifiers(loaded.contents, file)
     except LayoutError as error:
         raise DataError(f"--classifiers={error}") from None
+    loaded.assumed = (*loaded.assumed, *assumed)
 
 
 def _facts(loaded: Loaded, contents: Contents) -> dict[str, Any]:
@@ -298,31 +330,6 @@ def _import(folder: Path, source: Path, loaded: Loaded, picture) -> dict[str, An
     }
     report["left_out"] = []
     write_json(folder / REPORT, report)
-    return report
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if not os.path.lexists(output):
-        return
-    if not overwrite:
-        raise ConfigError(f"--output={output} exists; choose another folder or pass --overwrite")
-    if not (output / REPORT).is_file():
-        raise ConfigError(f"--output={output} is not an earlier conversion (no {REPORT}), so it is not replaced")
-
-
-def _whole_or_nothing(output: Path, build: Callable[[Path], dict]) -> dict:
-    """Run `build` on a new folder beside `output` and rename it into place; on any error nothing is left."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (output.parent / f".{output.name}.{kind}.{os.getpid()}" for kind in ("new", "old"))
-    fresh.mkdir()
-    try:
-        report = build(fresh)
-        if output.exists():
-            output.rename(old)
-        fresh.rename(output)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return report
 
 

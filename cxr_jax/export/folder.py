@@ -18,22 +18,27 @@ from typing import Any
 
 import numpy as np
 
-from cxr_jax.export import channels, names, timm_config
+from cxr_jax.export import channels, checked, names, timm_config
+from cxr_jax.export.classifiers import Grid, grid_name, metadata_of, read_grid
 from cxr_jax.export.contents import Contents, Geometry
 from cxr_jax.export.foreign import Hints, Recognised, recognise, split_networks, strip_backbone
 from cxr_jax.export.heads import (
-    GRID,
     beside_tables,
-    grid_name,
-    grid_rates,
-    head_options,
     member,
     projection_options,
     projection_tables,
     read_head,
     write_head,
 )
-from cxr_jax.export.huggingface import config_json, model_from_config, preprocessor_json, read_json, write_json
+from cxr_jax.export.huggingface import (
+    PREPROCESSOR,
+    config_json,
+    model_from_config,
+    normalisation,
+    preprocessor_json,
+    read_json,
+    write_json,
+)
 from cxr_jax.export.layouts import (
     FORMATS,
     HOLDS,
@@ -44,7 +49,7 @@ from cxr_jax.export.layouts import (
     tables,
     undress,
 )
-from cxr_jax.export.mapping import Flat, Lazy, Tensors, flatten, from_layout, to_layout, unflatten
+from cxr_jax.export.mapping import Flat, Lazy, Tensors, check_depth, flatten, from_layout, to_layout, unflatten
 from cxr_jax.export.ours import parameter_shapes
 from cxr_jax.export.rules import LayoutError
 from cxr_jax.export.tensors import find_weights, is_weights, read_tensors, write_safetensors
@@ -104,7 +109,7 @@ def write_folder(folder: Path, contents: Contents, target: Target, allow: tuple[
         if grid:
             file, tensors = _heads(grid["head"], contents, target)
             files[file] |= tensors
-        aside |= set(beside) | ({"head/"} if grid else set())
+        aside |= set(beside) | ({"head/"} if grid and target.format != "chexfound" else set())
     files = {name: tensors for name, tensors in files.items() if tensors}
     for name, tensors in files.items():
         write_safetensors(folder / name, tensors, None if name == "model.safetensors" else _metadata(contents))
@@ -171,7 +176,7 @@ def _write_configs(folder: Path, contents: Contents, target: Target) -> None:
         }
         constants = {"mean": target.mean, "std": target.std}
         preprocessor = preprocessor_json(geometry, image_size=target.image_size, **constants)
-        write_json(folder / "preprocessor_config.json", preprocessor)
+        write_json(folder / PREPROCESSOR, preprocessor)
     else:
         config = {"cxr_jax": remarks}
         if target.format == "timm":
@@ -190,41 +195,68 @@ def read_weights(path: Path, hints: Hints | None = None, allow: tuple[str, ...] 
     Raises LayoutError in one line, naming the file or the tensor.
     """
     hints = hints or Hints()
-    folder = path if path.is_dir() else path.parent
-    # `model.safetensors` of a folder is that folder; any other file stands for itself.
-    whole = path.is_dir() or (path.name in ("model.safetensors", "pytorch_model.bin") and (folder / CONFIG).is_file())
     if not path.exists():
-        raise LayoutError(f"{path}: no such file")
-    if not whole:
+        raise LayoutError(f"{path}: no such file or folder")
+    folder = _folder_of(path)
+    if folder is None:
         return _read_bare(path, hints, allow)
     config = read_json(folder / CONFIG)
     remarks = config.get("cxr_jax", {})
+    checked.remarks(folder / CONFIG, remarks)
     if "model_type" in config:
-        return _read_hugging_face(folder, config, remarks, allow)
+        return _read_hugging_face(folder, config, remarks, hints, allow)
     if remarks.get("format") in FORMATS:
         return _read_own(folder, remarks, allow)
     if "pretrained_cfg" in config or "architecture" in config:
-        return _read_bare(find_weights(folder), timm_config.hints(config, hints), allow)
+        said = timm_config.hints(config, hints, folder / CONFIG)
+        return _read_bare(find_weights(folder), said, allow)
     raise LayoutError(
         f"{folder / CONFIG}: model_type is missing; legal are folders of transformers and timm, and our own"
     )
 
 
-def _read_hugging_face(folder: Path, config: dict[str, Any], remarks: dict[str, Any], allow) -> Read:
-    file = folder / CONFIG
-    model, options = model_from_config(config, file)
-    preprocessor = read_json(folder / "preprocessor_config.json")
-    if not all(isinstance(preprocessor.get(key), list) for key in ("image_mean", "image_std")):
-        raise LayoutError(f"{folder / 'preprocessor_config.json'}: image_mean and image_std must be lists of numbers")
-    mean, std = (tuple(preprocessor[key]) for key in ("image_mean", "image_std"))
-    channels_found = config.get("num_channels", 3)
-    if len(mean) != channels_found or len(std) != channels_found:
+def _folder_of(path: Path) -> Path | None:
+    """The folder whose configuration speaks for `path`: itself, or that of its weights; None for a file alone.
+
+    Raises LayoutError for a file of weights which the readers of its folder pass over for another.
+    """
+    if path.is_dir():
+        return path
+    if path.name not in ("model.safetensors", "pytorch_model.bin") or not (path.parent / CONFIG).is_file():
+        return None
+    preferred = find_weights(path.parent)
+    if preferred.name != path.name:
         raise LayoutError(
-            f"{folder / 'preprocessor_config.json'}: image_mean has {len(mean)} and image_std {len(std)} numbers for "
-            f"{channels_found} channels"
+            f"{path}: {preferred.name} lies beside it, which everything that opens this folder reads instead; "
+            "name that, or take it away"
         )
-    tensors, _ = read_tensors(find_weights(folder))
-    tensors = dict(tensors)
+    return path.parent
+
+
+def answered(path: Path, hints: Hints) -> str | None:
+    """Where the first of `hints` is answered already, as `image_mean: FILE`; None where all can be followed."""
+    folder = _folder_of(path)
+    if folder is None:
+        return None
+    config = read_json(folder / CONFIG)
+    own = isinstance(config.get("cxr_jax"), dict) and config["cxr_jax"].get("format") in FORMATS
+    if "model_type" not in config and not own:
+        return None
+    flags = {"layout": hints.format, "num_heads": hints.num_heads, "decoder_heads": hints.decoder_heads}
+    flags |= {"pos_resize": hints.pos_resize}
+    for name, value in flags.items():
+        if value is not None:
+            return f"--{name}={value}: {folder / CONFIG}"
+    said = folder / (PREPROCESSOR if "model_type" in config else CONFIG)
+    if said.is_file() and (hints.mean or hints.std):
+        return f"--image_mean and --image_std: {said}"
+    return None
+
+
+def _read_hugging_face(folder: Path, config: dict[str, Any], remarks: dict[str, Any], hints: Hints, allow) -> Read:
+    model, options = model_from_config(config, folder / CONFIG)
+    mean, std = normalisation(folder, config, hints)
+    tensors = names.old_spelling(read_tensors(find_weights(folder))[0])
     if not any(name.startswith("decoder.") for name in tensors):
         options.pop("decoder", None)
     empty = tensors.get("embeddings.register_tokens")
@@ -239,9 +271,12 @@ def _read_own(folder: Path, remarks: dict[str, Any], allow) -> Read:
     try:
         model, options = dict(remarks["model"]), dict(remarks["options"])
         constants = tuple(remarks["mean"]), tuple(remarks["std"])
-        target = Target(remarks["format"], model["image_size"], *constants, remarks.get("block_chunks", 0))
-    except (KeyError, TypeError) as error:
+        target = Target(remarks["format"], model["image_size"], *constants, remarks.get("block_chunks") or 0)
+    except (KeyError, TypeError, ValueError) as error:
         raise LayoutError(f"{folder / CONFIG}: cxr_jax is not what was written ({error})") from None
+    checked.model(folder / CONFIG, model, prefix="cxr_jax.model.")
+    for key, least in (("mean", None), ("std", 0.0)):
+        checked.numbers(folder / CONFIG, f"cxr_jax.{key}", remarks[key], len(remarks["mean"]), least)
     networks, left = split_networks(read_tensors(find_weights(folder))[0])
     return _assemble(networks, Recognised(target, model, options), folder, remarks, allow, left)
 
@@ -279,15 +314,17 @@ def _assemble(
             count += len(tensors) + len(beside.get(network, {}))
         grid = _read_grid(folder, options, facts, model)
         if grid:
-            trees["teacher"] |= grid
-            count += len(grid)
-    except LayoutError as error:
+            trees["teacher"] |= grid.heads
+            count += len(grid.heads)
+            options["head"], facts = grid.options, facts | grid.facts
+    except ValueError as error:  # of ours, or of a module that refuses its arguments
         message = str(error)
         raise LayoutError(message if message.startswith(str(path)) else f"{path}: {message}") from None
     geometry = Geometry(remarks.get("fit", "pad"), model["image_size"])
     trees = {network: unflatten(flat) for network, flat in trees.items()}
     contents = Contents(trees, model, geometry, options, facts)
-    return Read(contents, target, count, seen.assumed, (*left, *(name for name in allow if _holds(networks, name))))
+    assumed = (*seen.assumed, *(grid.assumed if grid else ()))
+    return Read(contents, target, count, assumed, (*left, *(name for name in allow if _holds(networks, name))))
 
 
 def _holds(networks: dict[str, Tensors], name: str) -> bool:
@@ -302,6 +339,7 @@ def _network(tensors: Tensors, seen: Recognised, source: str, allow) -> tuple[Fl
     # A backbone is called so only where heads are beside it; a file may hold it under either name.
     plain = strip_backbone(tensors) if target.format in BOTH else tensors
     found = (*tables(held, seen.model, seen.options, target), *projection_tables(list(heads)))
+    check_depth(plain, *found)
     expected = expected_shapes((*held, *heads), seen.model, seen.options | heads, target)
     flat = from_layout(plain, *found, expected=expected, allow=allow)
     return undress(flat, seen.model, seen.options, target, source)
@@ -340,33 +378,9 @@ def _read_heads(tensors: Tensors, options: dict[str, Any]) -> Flat:
     return flat
 
 
-def _read_grid(folder: Path | None, options: dict, facts: dict, model: dict) -> Flat:
+def _read_grid(folder: Path | None, options: dict, facts: dict, model: dict) -> Grid | None:
     """CheXFound's classifiers beside a backbone, stacked over their learning rates."""
     if folder is None or not (folder / GRID_FILE).is_file():
-        return {}
-    tensors, _ = read_tensors(folder / GRID_FILE)
-    return stack_grid(tensors, options, facts, model["width"])
-
-
-def stack_grid(tensors: Tensors, options: dict, facts: dict, width: int) -> Flat:
-    """The heads of a classifier file, `head/...` with a leading axis of learning rates; tells `options` and `facts`."""
-    rates = grid_rates(tensors)
-    stray = [name for name in tensors if not name.startswith(GRID)]
-    if not rates or stray:
-        raise LayoutError(f"{(stray or ['the file'])[0]}: is no classifier of CheXFound ({GRID}<name>. ...)")
-    prefixes = list(rates)
-    options.setdefault("head", head_options(tensors, prefixes[0], width))
-    facts.setdefault("learning_rates", list(rates.values()))
-    heads = [read_head(tensors, options["head"], prefix) for prefix in prefixes]
-    return {path: np.stack([head[path] for head in heads]) for path in heads[0]}
-
-
-def add_classifiers(contents: Contents, file: Path) -> Contents:
-    """CheXFound's file of classifiers as the fine-tuned heads of the teacher in `contents`."""
-    options, facts = dict(contents.options), dict(contents.facts)
-    try:
-        grid = stack_grid(read_tensors(file)[0], options, facts, contents.model["width"])
-    except LayoutError as error:
-        raise LayoutError(str(error) if str(error).startswith(str(file)) else f"{file}: {error}") from None
-    network = {"backbone": contents.networks["teacher"]["backbone"], **unflatten(grid)}
-    return replace(contents, networks={"teacher": network}, options=options, facts=facts | {"objective": "supervised"})
+        return None
+    tensors, metadata = read_tensors(folder / GRID_FILE)
+    return read_grid(tensors, metadata_of(metadata) or {"options": options, **facts}, model["width"])

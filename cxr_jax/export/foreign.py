@@ -112,7 +112,7 @@ def recognise(tensors: Tensors, hints: Hints, source: str) -> Recognised:
     default_rule = POS_RESIZE.get(format, "antialias" if num_registers else "offset")
     if not hints.pos_resize:
         assumed.append(f"pos_resize={default_rule}")
-    mean, std = _normalisation(hints, num_channels, assumed)
+    mean, std = _normalisation(hints, num_channels, assumed, source)
     model = {
         "image_size": grid * patch,
         "patch_size": patch,
@@ -133,9 +133,14 @@ def recognise(tensors: Tensors, hints: Hints, source: str) -> Recognised:
     return Recognised(target, model, options, tuple(assumed))
 
 
-def _normalisation(hints: Hints, num_channels: int, assumed: list[str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(
+    hints: Hints, num_channels: int, assumed: list[str], source: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The input's mean and standard deviation per channel: ImageNet's for colour unless told, ours for grey."""
     if hints.mean and hints.std:
+        if not len(hints.mean) == len(hints.std) == num_channels:
+            found = f"--image_mean has {len(hints.mean)} and --image_std {len(hints.std)} numbers"
+            raise LayoutError(f"{source}: {found} for {num_channels} channels")
         return hints.mean, hints.std
     colour = num_channels == 3
     assumed.append("normalisation of ImageNet" if colour else "normalisation (x - 0.5) / 0.25")

@@ -5,11 +5,10 @@ and CheXFound, and back. What a layout cannot hold goes to `heads.safetensors` b
 
     dino_head.mlp.0.weight, ...                       DINOv2 and CheXFound
     head.decoder.layers.0.linear1.weight, ...         one fine-tuned head
-    classifiers_dict.<name>.decoder.layers.0. ...     CheXFound's grid of heads, one per learning rate
+    classifiers_dict.<name>.decoder.layers.0. ...     CheXFound's grid of heads, one per learning rate (`classifiers`)
     mask_token, decoder_embed.weight, ...             what MAE and timm have no place for
 """
 
-import re
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,8 @@ from cxr_jax.export.mapping import Dims, Entry, Flat, Table, Tensors, from_layou
 from cxr_jax.export.ours import parameter_shapes
 from cxr_jax.export.rules import LayoutError
 
-GRID = "classifiers_dict."
 _ATTENTION = "attn/{}/{}"
 _LETTERLESS = Dims(1, 1, 1, 1)  # for tables whose rules need no size
-_RATE = re.compile(r"lr=(\d+)_(\d+)$")
 
 
 def projection_tables(parts: list[str]) -> list[Table]:
@@ -94,53 +91,6 @@ def split_qkv(flat: Flat) -> Flat:
 def member(head: dict[str, Any], index: int) -> dict[str, Any]:
     """One head of a fine-tuning's grid, whose leaves have a leading axis of learning rates."""
     return {k: member(v, index) if isinstance(v, dict) else np.asarray(v)[index] for k, v in head.items()}
-
-
-def grid_name(blocks: int, mean_patch: bool, rate: float) -> str:
-    """CheXFound's name of the classifier of one learning rate."""
-    return GRID + f"linear:blocks={blocks}:avgpool={mean_patch}:lr={rate:.10f}".replace(".", "_")
-
-
-def grid_rates(tensors: Tensors) -> dict[str, float]:
-    """`{prefix: learning rate}` of a classifier file of CheXFound, in the file's order."""
-    found = {}
-    for name in tensors:
-        if name.startswith(GRID):
-            key = name.removeprefix(GRID).split(".")[0]
-            rate = _RATE.search(key)
-            found[f"{GRID}{key}."] = float(f"{rate[1]}.{rate[2]}") if rate else float("nan")
-    return found
-
-
-def head_options(tensors: Tensors, prefix: str, backbone_width: int) -> dict[str, Any]:
-    """Arguments of the head under `prefix`, from its tensors. CheXFound's GLoRI has 8 heads; no file says so."""
-
-    def shape(name: str) -> tuple[int, ...]:
-        if f"{prefix}{name}" not in tensors:
-            raise LayoutError(f"tensors of the weights file do not match the name table; 1 missing: {prefix}{name}")
-        return tuple(tensors[f"{prefix}{name}"].shape)
-
-    if f"{prefix}linear.weight" in tensors:
-        classes, inputs = shape("linear.weight")
-        return {
-            "name": "linear",
-            "width": backbone_width,
-            "num_classes": classes,
-            "blocks": inputs // backbone_width,
-            "mean_patch": False,
-        }
-    decoder_width, inputs = shape("decoder.embed_standart.weight")
-    classes, classified, _ = shape("decoder.duplicate_pooling")
-    return {
-        "name": "glori",
-        "width": backbone_width,
-        "num_classes": classes,
-        "blocks": inputs // backbone_width,
-        "decoder_width": decoder_width,
-        "num_heads": 8,
-        "ffn_width": shape("decoder.layers.0.linear1.weight")[0],
-        "concat_cls": classified > decoder_width,
-    }
 
 
 def write_head(flat: Flat, options: dict[str, Any], prefix: str):

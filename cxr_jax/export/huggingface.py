@@ -14,7 +14,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cxr_jax.export import checked
 from cxr_jax.export.contents import Geometry
+from cxr_jax.export.foreign import Hints
 from cxr_jax.export.layouts import architecture
 from cxr_jax.export.rules import LayoutError
 from cxr_jax.models.rope import BASE
@@ -31,6 +33,7 @@ _TYPES = {
 # transformers' defaults of keys that a config.json may leave out.
 _DEFAULT_EPSILON = {"dinov2": 1e-6, "dinov2_with_registers": 1e-6, "dinov3_vit": 1e-5, "vit_mae": 1e-12}
 _PILLOW_BICUBIC = 3
+PREPROCESSOR = "preprocessor_config.json"
 
 
 def inner_width(model: dict[str, Any]) -> int:
@@ -109,8 +112,7 @@ def model_from_config(config: dict[str, Any], file: Path) -> tuple[dict[str, Any
     if kind == "vit_mae":
         legal["qkv_bias"] = (True,)
     for key, values in legal.items():
-        if config.get(key, values[0]) not in values:
-            raise LayoutError(f"{file}: {key}={config[key]!r}; legal are {', '.join(map(str, values))}")
+        checked.one_of(file, key, config.get(key, values[0]), values)
     sizes = {
         "image_size": "image_size",
         "patch_size": "patch_size",
@@ -118,26 +120,36 @@ def model_from_config(config: dict[str, Any], file: Path) -> tuple[dict[str, Any
         "depth": "num_hidden_layers",
         "num_heads": "num_attention_heads",
     }
-    absent = [key for key in ("model_type", *sizes.values()) if not config.get(key)]
+    absent = [key for key in ("model_type", *sizes.values()) if config.get(key) is None]
     if absent:
         raise LayoutError(f"{file}: {absent[0]} is missing")
     registers = config.get("num_register_tokens", 4 if kind == "dinov2_with_registers" else 0)
     extra = config.get("cxr_jax", {})
     mae = kind == "vit_mae"
-    positions = {"dinov3_vit": "rope", "vit_mae": "sincos"}.get(kind, "learned")
+    positions = {"dinov3_vit": ("rope",), "vit_mae": ("sincos", "learned")}.get(kind, ("learned", "sincos"))
     model = {ours: config[theirs] for ours, theirs in sizes.items()}
     model |= {
         "ffn": "swiglu" if gated else "mlp",
         "num_registers": registers if kind in ("dinov2_with_registers", "dinov3_vit") else 0,
         "layer_scale": None if mae else extra.get("layer_scale", config.get("layerscale_value", 1.0)),
-        "positions": extra.get("positions", positions),
+        "positions": extra.get("positions", positions[0]),
         "pos_resize": extra.get("pos_resize", HF_RULE.get("Dinov2WithRegistersModel") if registers else "size"),
         "norm_epsilon": config.get("layer_norm_eps", _DEFAULT_EPSILON[kind]),
     }
+    called = {key: f"cxr_jax.{key}" if key in extra else key for key in ("layer_scale", "positions", "pos_resize")}
+    if called["layer_scale"] == "layer_scale":
+        called["layer_scale"] = "layerscale_value"
+    called |= {"num_registers": "num_register_tokens", "norm_epsilon": "layer_norm_eps"}
+    checked.model(file, model, sizes | called)
+    checked.one_of(file, called["positions"], model["positions"], positions)
+    if mae:
+        checked.whole(file, "decoder_hidden_size", config.get("decoder_hidden_size", 512))
     for part in ("hidden_size", "decoder_hidden_size") if mae else ("hidden_size",):
         _check_inner(config, part, inner_width(model) if part == "hidden_size" else 4 * config.get(part, 512), file)
     options = {}
-    if mae and "ViTMAEForPreTraining" in config.get("architectures", ["ViTMAEForPreTraining"]):
+    if not isinstance(config.get("architectures"), list | None):
+        raise LayoutError(f"{file}: architectures={config['architectures']!r}; legal are lists of class names")
+    if mae and "ViTMAEForPreTraining" in (config.get("architectures") or ["ViTMAEForPreTraining"]):
         options["decoder"] = {
             "encoder_width": model["width"],
             "patch_size": model["patch_size"],
@@ -146,6 +158,8 @@ def model_from_config(config: dict[str, Any], file: Path) -> tuple[dict[str, Any
             "num_heads": config.get("decoder_num_attention_heads", 16),
             "norm_epsilon": model["norm_epsilon"],
         }
+        names = {"width": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
+        checked.decoder(file, options["decoder"], {ours: f"decoder_{theirs}" for ours, theirs in names.items()})
     return model, options
 
 
@@ -184,6 +198,25 @@ def preprocessor_json(
         "image_mean": list(mean),
         "image_std": list(std),
     }
+
+
+def normalisation(folder: Path, config: dict[str, Any], hints: Hints) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of a folder of transformers, from its preprocessor or from the user."""
+    file, given = folder / PREPROCESSOR, (hints.mean, hints.std)
+    checked.whole(folder / "config.json", "num_channels", config.get("num_channels", 3))
+    if not file.exists():
+        if not all(given):
+            raise LayoutError(
+                f"{file}: no such file, so nothing says what pixels the model expects; pass --image_mean and "
+                "--image_std, for example --image_mean=0.485,0.456,0.406 --image_std=0.229,0.224,0.225"
+            )
+        said, where = dict(zip(("image_mean", "image_std"), given, strict=True)), "--input"
+    else:
+        said, where = read_json(file), file
+    for key in ("image_mean", "image_std"):
+        count = config.get("num_channels", 3)
+        checked.numbers(where, key, said.get(key), count, least=0.0 if key == "image_std" else None)
+    return tuple(said["image_mean"]), tuple(said["image_std"])
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -189,6 +189,20 @@ def from_layout(
     return ours
 
 
+def check_depth(theirs: Tensors, *tables: Table) -> None:
+    """Raise LayoutError at the first layer of a table of which `theirs` holds nothing, however many it speaks of."""
+    for table in tables:
+        layered = [entry for entry in table.entries if entry.layered]
+        for i in range(table.dims.depth if layered else 0):
+            chunk = i // table.dims.chunk if table.dims.chunk else 0
+            found = [name.format(i=i, c=chunk) for entry in layered for name in entry.theirs]
+            if not any(name in theirs for name in found):
+                raise LayoutError(
+                    f"the weights file holds nothing of layer {i}, counted from 0, of {table.dims.depth}: "
+                    f"{len(found)} missing: {_first(found)}"
+                )
+
+
 def _stack(theirs: Tensors, entry: Entry, dims: Dims, expected: tuple[int, ...] | None) -> np.ndarray:
     """All layers of one entry in one array, read one layer at a time."""
     rule, names, step = Rule(entry.rule, dims.letters()), entry.names(dims), len(entry.theirs)
@@ -196,6 +210,9 @@ def _stack(theirs: Tensors, entry: Entry, dims: Dims, expected: tuple[int, ...] 
     whole = None
     for layer, group in enumerate(groups):
         parts = [_tensor(theirs, name, entry, rule) for name in group]
+        for name, part in zip(group, parts, strict=True):
+            if not np.isfinite(part).all():
+                raise LayoutError(f"{name}: holds NaN or infinity; such weights are broken, take another checkpoint")
         try:
             array = rule.backward(parts, group)
         except LayoutError as error:

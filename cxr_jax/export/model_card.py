@@ -145,8 +145,11 @@ def _parts(written: Written, target: Target) -> str:
     beside = [name for name in written.files if name != "model.safetensors"]
     if not beside:
         return "Everything that the run kept of this network is in `model.safetensors`."
-    names = " and ".join(f"`{name}`" for name in beside)
-    return f"{names} holds what this layout has no place for: {', '.join(written.beside) or 'the classifiers'}."
+    words = {
+        "classifiers.safetensors": "holds the classifiers, one per learning rate, as CheXFound keeps them",
+        "heads.safetensors": f"holds what this layout has no place for: {', '.join(written.beside)}",
+    }
+    return " ".join(f"`{name}` {words[name]}." for name in beside)
 
 
 def model_card(contents: Contents, target: Target, kind: str, written: Written) -> str:

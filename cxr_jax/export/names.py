@@ -15,6 +15,9 @@ Our patch kernel comes with its channels in front, `[C, p*p, d]`, and so do the 
 (`channels`). GLoRI's query, key and value come as one, as in `torch.nn.MultiheadAttention` (`heads.join_qkv`).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from cxr_jax.export.mapping import Entry
 
 Entries = tuple[Entry, ...]
@@ -168,6 +171,12 @@ def vit_mae(*, prefix: str = "vit.") -> Entries:
 def vit_mae_decoder() -> Entries:
     """Names of the decoder of transformers' ViTMAEForPreTraining."""
     return (*_decoder_ends("decoder."), *_mae_layers("decoder/blocks", "decoder.decoder_layers.{i}"))
+
+
+def old_spelling(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of transformers under the names of this table: 5.23 calls the blocks of a MAE decoder otherwise."""
+    new, old = "decoder.decoder_encoder.layer.", "decoder.decoder_layers."
+    return {old + name.removeprefix(new) if name.startswith(new) else name: t for name, t in tensors.items()}
 
 
 def _decoder_ends(prefix: str, positions: bool = True) -> Entries:

@@ -88,7 +88,9 @@ def describe(report: dict[str, Any], output: Any) -> str:
         )
     lines.append(_unmapped(report))
     for name, count in report.get("files", {}).items():
-        if name != "model.safetensors":
+        if name == "classifiers.safetensors":
+            lines.append(f"classifiers: {name}, {count} tensors, a file of their own as CheXFound has it")
+        elif name != "model.safetensors":
             lines.append(
                 f"beside: {name}, {count} tensors ({', '.join(report['beside'])}): this layout has no place for them"
             )

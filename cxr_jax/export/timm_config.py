@@ -5,8 +5,10 @@ its sizes are all overridden by `model_args`.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from cxr_jax.export import checked
 from cxr_jax.export.foreign import Hints
 from cxr_jax.export.layouts import Target
 
@@ -54,10 +56,20 @@ def config_json(model: dict[str, Any], target: Target) -> dict[str, Any]:
     }
 
 
-def hints(config: dict[str, Any], given: Hints) -> Hints:
-    """What a timm folder of somebody else says of its weights, where the user does not say otherwise."""
+def hints(config: dict[str, Any], given: Hints, file: Path) -> Hints:
+    """What a timm folder of somebody else says of its weights, where the user does not say otherwise.
+
+    Raises LayoutError naming `file` and the key of a value that is not what timm writes.
+    """
     said = config.get("pretrained_cfg") or {}
     arguments = config.get("model_args") or {}
+    checked.mapping(file, "pretrained_cfg", said)
+    checked.mapping(file, "model_args", arguments)
+    if arguments.get("num_heads") is not None:
+        checked.whole(file, "model_args.num_heads", arguments["num_heads"])
+    for key, least in (("mean", None), ("std", 0.0)):
+        if key in said:
+            checked.numbers(file, f"pretrained_cfg.{key}", said[key], least=least)
     return replace(
         given,
         format=given.format or "timm",
