@@ -4,6 +4,7 @@ In: the output's path. Out: a new folder for the builder, moved into place when 
 of the output is said before anything is read: a path that cannot be written fails in the first second.
 """
 
+import contextlib
 import os
 import shutil
 import socket
@@ -54,7 +55,10 @@ def whole_or_nothing(output: Path, build: Callable[[Path], dict]) -> dict:
         for left in _left_behind(output, "new"):
             shutil.rmtree(left, ignore_errors=True)
         fresh.mkdir()
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(output)  # a name may be too long where a cut one is not
     except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
         _remove_empty(made)
         raise ConfigError(f"--output={output}: cannot be written ({error.strerror}); name another folder") from None
     done = False

@@ -183,7 +183,7 @@ def test_command_line(run, tmp_path):
     ("arguments", "message"),
     [
         (["--format=gguf"], "format"),
-        (["--input=nowhere"], "no such folder"),
+        (["--input=nowhere"], "--input=nowhere: no such file or folder"),
         (["--typo=1"], "typo"),
     ],
 )

@@ -73,9 +73,10 @@ def test_a_fine_tuned_run_goes_out_and_in(runs, tmp_path, no_torch, layout):
     rate = None if layout == "chexfound" else 1e-3
     report = entry.convert(runs[0] / "tuned", tmp_path / "out", format=layout, learning_rate=rate)
     lines = entry.describe(report, tmp_path / "out")
-    assert re.search(
-        r"beside: (heads|classifiers)\.safetensors, \d+ tensors \((backbone/mask_token, )?head\)", lines
-    ), lines
+    said = r"beside: heads\.safetensors, \d+ tensors \((backbone/mask_token, )?head\): this layout has no place"
+    if layout == "chexfound":
+        said = r"classifiers: classifiers\.safetensors, \d+ tensors, a file of their own as CheXFound has it"
+    assert re.search(said, lines) and ("no place" in lines) == (layout != "chexfound"), lines
     entry.convert(tmp_path / "out", tmp_path / "run", format="cxr_jax")
     meta = checkpoint.read_meta(tmp_path / "run")
     assert meta["targets"] == list("abcde") and meta["objective"] == "supervised"
@@ -94,7 +95,7 @@ def test_classifiers_of_chexfound_join_a_backbone_from_elsewhere(runs, tmp_path,
     entry.convert(*files, format="cxr_jax", hints=hints, classifiers=tmp_path / "classifiers_of_others.safetensors")
     meta = checkpoint.read_meta(tmp_path / "run")
     assert meta["head"]["name"] == "glori" and meta["learning_rates"] == RATES
-    assert meta["targets"] == [f"class_{i}" for i in range(5)]
+    assert meta["targets"] == list("abcde")  # as the file's own metadata says
     assert_same(checkpoint.read_item(tmp_path / "run", "params")["head"], runs[1]["tuned"]["head"])
     with pytest.raises(DataError, match=r"--classifiers=.*is no classifier of CheXFound"):
         entry.convert(files[0], tmp_path / "x", format="cxr_jax", hints=hints, classifiers=files[0])
@@ -131,7 +132,11 @@ def test_refusals(runs, tmp_path, no_torch):
         (ConfigError, "--block_chunks=9", runs / "pretrained", {"format": "dinov2", "block_chunks": 9}),
         (ConfigError, "is for 3 channels", runs / "mae", {"normalisation": "imagenet", "num_channels": 1}),
         (DataError, "not a readable safetensors file", tmp_path / "x.safetensors", {"format": "cxr_jax"}),
-        (DataError, "no such file", tmp_path / "y.pth", {"format": "cxr_jax"}),
+        (ConfigError, "y.pth: no such file or folder", tmp_path / "y.pth", {"format": "cxr_jax"}),
+        (ConfigError, "/y: no such file or folder", tmp_path / "y", {"format": "hf"}),
+        (ConfigError, "--num_heads: ", runs / "mae", {"hints": Hints(num_heads=2)}),
+        (ConfigError, "--allow=backbone/no: no tensor", runs / "mae", {"allow": ("backbone/no",)}),
+        (ConfigError, "--image_size=8200: legal are at most 8192 px", runs / "mae", {"image_size": 8200}),
     ):
         with pytest.raises(error) as caught:
             entry.convert(source, tmp_path / "out", **options)

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="the reference is PyTorch; requireme
 
 from cxr_jax.export.contents import Contents, Geometry  # noqa: E402
 from cxr_jax.export.folder import read_weights  # noqa: E402
+from cxr_jax.export.foreign import Hints  # noqa: E402
 from cxr_jax.export.mapping import flatten, unflatten  # noqa: E402
 from cxr_jax.export.ours import parameter_shapes  # noqa: E402
 from cxr_jax.export.parity import (  # noqa: E402
@@ -228,6 +229,35 @@ def test_masked_autoencoders_encode_and_paint_alike(tmp_path, layout, channels):
     painted = painted.numpy().reshape(2, 16, 64, channels)
     for channel in range(channels):
         np.testing.assert_allclose(ours, painted[..., channel], atol=1e-5)
+
+
+def test_a_masked_autoencoder_saved_by_transformers_paints_here(tmp_path):
+    """A real save_pretrained, whatever the installed version calls the decoder's blocks; positions as published."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 96}
+    sizes |= {f"decoder_{k}": v for k, v in zip(sizes, (16, 2, 2, 64), strict=True)}
+    config = transformers.ViTMAEConfig(
+        patch_size=8, image_size=32, layer_norm_eps=1e-6, mask_ratio=1 - (5 + 1e-3) / 16, **sizes
+    )
+    theirs = transformers.ViTMAEForPreTraining(config).eval()
+    with torch.no_grad():
+        for key, parameter in theirs.named_parameters():
+            if not key.endswith("decoder_pos_embed"):
+                parameter.copy_(0.2 * torch.randn(parameter.shape) + ("norm" in key and key.endswith("weight")))
+    # A model made from a configuration has zeros there; published ones have this table.
+    theirs.decoder.initialize_weights(16)
+    theirs.save_pretrained(tmp_path)
+    hints = Hints(mean=(0.5,) * 3, std=(0.25,) * 3)  # save_pretrained writes no preprocessor
+    read = read_weights(tmp_path, hints)
+    network, images = read.contents.networks["teacher"], random_images(32)
+    place, keep = _mae(np.random.default_rng(0), 4)
+    with torch.no_grad():
+        pixels = torch.from_numpy(pixels_for(images, GREY, read.target))
+        painted = theirs(pixels, noise=torch.from_numpy(place.astype(np.float32))).logits.numpy()
+    _, ours = _paint(read.contents.model, network, images, keep, place)
+    # Of a pixel's channels ours is the mean.
+    np.testing.assert_allclose(ours, painted.reshape(2, 16, 64, 3).mean(-1), atol=1e-5)
 
 
 def test_projection_heads_give_their_logits(tmp_path):
