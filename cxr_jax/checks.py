@@ -25,6 +25,18 @@ COUNTS += ("log.collapse_patience", "data.threads", "data.prefetch", "checkpoint
 NOT_NEGATIVE = ("data.workers", "data.prefetch_to_device", "data.cache_decoded_mb")
 NETWORKS = ("teacher", "student")
 STUDIES = ("none", "average", "concatenate")  # what a test row is: an image, or a study (`evals.studies`)
+# Keys of an evaluation that some protocols have no use for.
+BY_LABELS = ("head", "linear_probe", "knn", "cached_head", "label_efficiency")
+ONLY_FOR = {
+    "baselines.runs": ("head", "segmentation", "localisation"),
+    "baselines.random": BY_LABELS[1:],
+    "test_time_flip": BY_LABELS,
+    **dict.fromkeys(("data.targets", "data.only_images"), (*BY_LABELS, "localisation")),
+    **dict.fromkeys(
+        ("data.train_only_images", "data.train_path", *(f"data.train_where.{f}" for f in ("source", "view", "sex"))),
+        BY_LABELS,
+    ),
+}
 EXAMPLES = "log.examples_every_steps"
 
 
@@ -146,6 +158,20 @@ def check_evaluation(config: ConfigDict, protocols: tuple[str, ...]) -> None:
     require(bool(config.init_from), "config.init_from is empty; name a run directory")
     for name in ("k", "blocks"):
         require(config.probe[name] >= 1, f"config.probe.{name}={config.probe[name]} must be at least 1")
+    require(config.batch_size >= 1, f"config.batch_size={config.batch_size} must be at least 1")
+    drawn = config.bootstrap
+    for name in ("resamples", "seed"):
+        require(drawn[name] >= 0, f"config.bootstrap.{name}={drawn[name]} must be at least 0")
+    require(0 < drawn.confidence < 1, f"config.bootstrap.confidence={drawn.confidence}: legal are between 0 and 1")
+    targets = tuple(config.data.targets)
+    require(len(set(targets)) == len(targets), f"config.data.targets={targets}: name each target once")
+    for key, those in ONLY_FOR.items():
+        found = door.flatten(config).get(key)
+        require(
+            not found or config.protocol in those,
+            f"config.{key}={found!r} means nothing with config.protocol={config.protocol!r}; it goes with "
+            f"{', '.join(those)}",
+        )
     by_image = ("label_efficiency", "segmentation")
     scored = {"none": protocols, "average": tuple(name for name in protocols if name not in by_image)}
     suited = scored.get(config.study, ("cached_head",))

@@ -34,6 +34,7 @@ from cxr_jax.evals.per_image_protocols import PER_IMAGE, TRAINED_FOR
 from cxr_jax.evals.per_image_report import publish
 from cxr_jax.evals.predictions import write_predictions
 from cxr_jax.evals.protocols import Scores
+from cxr_jax.evals.publishing import together
 from cxr_jax.evals.studies import by_study, pair_views
 from cxr_jax.evals.subgroups import subgroups
 from cxr_jax.evals.task import ROLES, Task, open_task
@@ -247,26 +248,27 @@ def main() -> None:
     if curves := curves_of(columns):
         results["label_efficiency"] = curves
     metrics = Path(config.init_from) / "metrics.jsonl"
-    report.write_report(
-        workdir / "report.html",
-        title=f"{', '.join(task.targets)}: {config.protocol} on {Path(config.init_from).name}",
-        evaluated=facts,
-        class_names=task.targets,
-        labels=task.labels["test"],
-        columns=table,
-        attention=beside["examples"],
-        metrics_path=metrics if metrics.exists() else None,
-        environment={"python": environment["python"], **environment["packages"]},
-        extra=curve_section(columns, settings),
-        notes=("Everything was chosen on the selection split; the test split was scored once.",),
-        subgroups=beside["subgroups"],
-        audits=beside["audits"],
-        excluded=left_out,
-        settings=settings,
-    )
     scores = {name: scores.test for name, scores in columns.items()}
-    write_predictions(workdir / "predictions.csv", task, beside["people"], scores)
-    classification.write_results(workdir / "results.json", results)
+    with together(workdir) as (page, predictions, numbers):
+        report.write_report(
+            page,
+            title=f"{', '.join(task.targets)}: {config.protocol} on {Path(config.init_from).name}",
+            evaluated=facts,
+            class_names=task.targets,
+            labels=task.labels["test"],
+            columns=table,
+            attention=beside["examples"],
+            metrics_path=metrics if metrics.exists() else None,
+            environment={"python": environment["python"], **environment["packages"]},
+            extra=curve_section(columns, settings),
+            notes=("Everything was chosen on the selection split; the test split was scored once.",),
+            subgroups=beside["subgroups"],
+            audits=beside["audits"],
+            excluded=left_out,
+            settings=settings,
+        )
+        write_predictions(predictions, task, beside["people"], scores)
+        classification.write_results(numbers, results)
     for column in table:
         print(f"{column.name:24s} {spoken_auroc(column.results)}")
     for warning in beside["audits"]["warnings"]:

@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Float, Integer
 
 from cxr_jax import optim
+from cxr_jax.data.records import DataError
 from cxr_jax.evals.feature_cache import Arrays, as_features
 from cxr_jax.evals.ranking import auroc
 from cxr_jax.models.vit import Features
@@ -147,7 +148,7 @@ def choose(logits: Float[np.ndarray, "n grid c"], labels: Integer[np.ndarray, "n
         signed = np.where(labels == 1, 1, -1) * logits[:, head].astype(np.float64)
         losses.append(np.logaddexp(0, -signed)[labels >= 0].mean() if finite else np.inf)
     if not any(((labels[:, c] == 1).any() and (labels[:, c] == 0).any()) for c in range(labels.shape[1])):
-        raise ValueError("the selection rows have no class with both labels, so nothing can be chosen on them")
+        raise DataError("the selection rows have no class with both labels, so nothing can be chosen on them")
     best = min(range(len(values)), key=lambda i: (-values[i], losses[i]))
     return best, values
 

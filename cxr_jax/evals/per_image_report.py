@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Shaped
 from cxr_jax.evals.classification import write_results
 from cxr_jax.evals.page import facts, interval, number, table, text, with_sign, write_page
 from cxr_jax.evals.per_image import differences, means
+from cxr_jax.evals.publishing import together
 
 
 @dataclass(frozen=True)
@@ -80,22 +81,23 @@ def publish(
     evaluated_column = {"column": first.name, "chosen": chosen[first.name]}
     results |= {"scores": scores, "chosen": chosen, "evaluated": {**evaluated, **evaluated_column}}
     results |= {"bootstrap": {"unit": "patient", "method": "percentile", **bootstrap}, "environment": environment}
-    write_results(workdir / "results.json", results)
-    write_values(workdir / "predictions.csv", page.identities, page.columns, names)
     share = f"{100 * bootstrap['confidence']:g} %"
     drawn = f"Intervals: {share} percentile intervals of {bootstrap['resamples']:,} bootstrap samples of patients."
-    write_per_image_report(
-        workdir / "report.html",
-        title=title,
-        evaluated=evaluated,
-        headings=page.headings,
-        scores=scores,
-        tiles=page.tiles,
-        cases=page.cases,
-        explanation=page.explanation,
-        notes=(*page.notes, drawn),
-        environment=environment,
-    )
+    with together(workdir) as (report, predictions, numbers):
+        write_results(numbers, results)
+        write_values(predictions, page.identities, page.columns, names)
+        write_per_image_report(
+            report,
+            title=title,
+            evaluated=evaluated,
+            headings=page.headings,
+            scores=scores,
+            tiles=page.tiles,
+            cases=page.cases,
+            explanation=page.explanation,
+            notes=(*page.notes, drawn),
+            environment=environment,
+        )
     lines = []
     for column in page.columns:
         found = [(page.headings[tile], whole[column.name][tile]) for tile in page.tiles]

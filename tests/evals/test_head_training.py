@@ -9,6 +9,7 @@ import torch
 from test_chosen_rows import task_of
 
 from cxr_jax.data.augment import CropRecipe
+from cxr_jax.data.records import DataError
 from cxr_jax.evals import cached_heads
 from cxr_jax.evals.features import Geometry
 from cxr_jax.evals.head_training import HeadTrainer, Recipe, batch_order, choose
@@ -142,7 +143,7 @@ def test_the_choice_is_by_auroc_then_by_cross_entropy_and_never_a_head_that_dive
     best, values = choose(logits, labels)
     assert best == 2 and values[3] == 0.0
     assert values[0] == auroc(heads[0], labels[:, 0]) < values[1] == values[2] == values[4] == 1.0
-    with pytest.raises(ValueError, match="selection rows have no class with both labels"):
+    with pytest.raises(DataError, match="selection rows have no class with both labels"):
         choose(logits[:1], labels[:1])
 
 
