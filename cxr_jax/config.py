@@ -239,9 +239,15 @@ def call(function: Callable, prefix: str, kwargs: dict[str, Any], **given) -> An
     try:
         return function(**kwargs, **given)
     except (TypeError, ValueError) as error:
-        text = str(error)
-        named = text.startswith(f"{prefix}.") or NAMES_ITS_KEY.match(text)
-        raise ConfigError(f"config.{text}" if named else f"config.{prefix}: {text}") from error
+        raise ConfigError(_with_key(str(error), prefix, kwargs)) from error
+
+
+def _with_key(text: str, prefix: str, kwargs: Collection[str]) -> str:
+    """A message behind the key that it is about, which it may begin with itself, as seen from the section or whole."""
+    key = NAMES_ITS_KEY.match(text)
+    if not key:
+        return f"config.{prefix}: {text}"
+    return f"config.{prefix}.{text}" if key[0].split(".")[0] in kwargs else f"config.{text}"
 
 
 @contextlib.contextmanager
