@@ -270,7 +270,7 @@ def _read_hugging_face(folder: Path, config: dict[str, Any], remarks: dict[str, 
 def _read_own(folder: Path, remarks: dict[str, Any], allow) -> Read:
     try:
         model, options = dict(remarks["model"]), dict(remarks["options"])
-        constants = tuple(remarks["mean"]), tuple(remarks["std"])
+        constants = tuple(map(float, remarks["mean"])), tuple(map(float, remarks["std"]))
         target = Target(remarks["format"], model["image_size"], *constants, remarks.get("block_chunks") or 0)
     except (KeyError, TypeError, ValueError) as error:
         raise LayoutError(f"{folder / CONFIG}: cxr_jax is not what was written ({error})") from None

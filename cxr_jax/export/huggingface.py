@@ -216,7 +216,7 @@ def normalisation(folder: Path, config: dict[str, Any], hints: Hints) -> tuple[t
     for key in ("image_mean", "image_std"):
         count = config.get("num_channels", 3)
         checked.numbers(where, key, said.get(key), count, least=0.0 if key == "image_std" else None)
-    return tuple(said["image_mean"]), tuple(said["image_std"])
+    return tuple(map(float, said["image_mean"])), tuple(map(float, said["image_std"]))
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -74,6 +74,6 @@ def hints(config: dict[str, Any], given: Hints, file: Path) -> Hints:
         given,
         format=given.format or "timm",
         num_heads=given.num_heads or arguments.get("num_heads"),
-        mean=given.mean or (tuple(said["mean"]) if "mean" in said else None),
-        std=given.std or (tuple(said["std"]) if "std" in said else None),
+        mean=given.mean or (tuple(map(float, said["mean"])) if "mean" in said else None),
+        std=given.std or (tuple(map(float, said["std"])) if "std" in said else None),
     )
