@@ -92,7 +92,7 @@ def test_the_protocol_runs_on_its_own_source(name, backbone, published, tmp_path
     config.data.targets = config.data.targets[:2]
     config.baselines.update(random=False, floor=False)
     config.training.seeds = (0,)
-    monkeypatch.setattr(report, "write_report", lambda path, **_: path)  # tests/evals has the page
+    monkeypatch.setattr(report, "write_report", lambda path, **_: path.touch())  # tests/evals has the page
     results = evaluated(config, tmp_path, monkeypatch)
     rows = IMAGES["test"] * (len(SOURCES) if name == "outcome" else 1)
     # Both images of a patient are one study here.
@@ -112,7 +112,7 @@ def test_two_views_of_a_study_are_read_together(backbone, published, tmp_path, m
     config.data.targets = config.data.targets[:2]
     config.baselines.update(random=False, floor=False)
     config.training.seeds = (0,)
-    monkeypatch.setattr(report, "write_report", lambda path, **_: path)
+    monkeypatch.setattr(report, "write_report", lambda path, **_: path.touch())
     results = evaluated(config, tmp_path, monkeypatch)
     assert results["counts"]["images"] == IMAGES["test"] // 2
     assert results["evaluated"]["a row"].startswith("a study, the tokens of a frontal and a lateral image")
