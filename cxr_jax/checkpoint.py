@@ -106,7 +106,14 @@ def _why_no_run(path: Path) -> str:
 
 def handlers(*, compress: bool = False) -> dict[str, Any]:
     """Who reads and writes each item."""
-    arrays = {item: ocp.PyTreeCheckpointHandler(use_compression=compress) for item in ARRAYS}
+    # Arrays of NumPy are those of imported weights, which nobody changes while they are written: no copy of a model.
+    kinds = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    arrays = {
+        item: ocp.PyTreeCheckpointHandler(use_compression=compress, type_handler_registry=kinds) for item in ARRAYS
+    }
     return arrays | {"meta": ocp.JsonCheckpointHandler(META_FILE)}
 
 

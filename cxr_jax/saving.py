@@ -294,7 +294,10 @@ class _RestoreMeta(checkpoint_args.CheckpointArgs):
 
 
 def _in_chunks(tree: Any) -> Any:
-    return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    """How each array is cut. One of NumPy stays whole, and so is written from where it lies; a chunk is a copy."""
+    return jax.tree.map(
+        lambda leaf: ocp.SaveArgs(chunk_byte_size=None if isinstance(leaf, np.ndarray) else CHUNK_BYTES), tree
+    )
 
 
 def items_of(state: TrainState) -> dict[str, Any]:
