@@ -8,7 +8,8 @@ Per device and execution, for an array of S bytes (gathered, or before it is sca
 
 Where the n devices lie in p slices, what is exchanged between slices is first reduced to each device's share within its
 own: S p / n in place of S among p. The TPU compiler fuses an all-reduce with the slice that is taken of its result
-(`all-reduce-scatter`): that is a reduce-scatter.
+(`all-reduce-scatter`): that is a reduce-scatter. What goes between slices it hands to the hosts' network: there each
+device sends its share and receives the result, and only an attribute tells which collective that is.
 """
 
 import re
@@ -27,6 +28,7 @@ LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)
 IOTA = re.compile(r"replica_groups=(?P<iota>\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
 MESH = re.compile(r"replica_groups=mesh\[(?P<axes>[^\]]*)\](?:, device_ids=\((?P<ids>[^)]*\)?)\))? \{(?P<used>[^}]*)\}")
 SCATTERS = "all-reduce-scatter"
+BETWEEN = re.compile(r'_megascale_target="\{([\d,]+)\}.*_megascale_transfer_type="(\w+)"')
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,28 @@ def collectives_of(program: Program, places: Sequence[int]) -> list[Collective]:
     found, seen = [], set()
     for instruction, computation, where, times in program.runs(into_fusions=True):
         kind = instruction.opcode.removesuffix("-start")
-        if kind not in KINDS:
+        between = BETWEEN.search(instruction.rest) if kind == "send" else None
+        if kind not in KINDS and not between:
             continue
         # The TPU compiler spreads one collective over the fusions that it goes on beside; its channel tells.
         channel = re.search(r"channel_id=(\d+)", instruction.rest)
         if channel and (channel[1], where) in seen:
             continue
         seen.add((channel and channel[1], where))
-        groups = groups_of(instruction, len(places))
+        if between:
+            kind, groups = between[2].lower().replace("_", "-"), _one_in_each(places)[:, : between[1].count(",") + 1]
+        else:
+            groups = groups_of(instruction, len(places))
         if kind == "all-reduce" and computation.name.startswith(SCATTERS):
             kind = "reduce-scatter"
         arrays = _operands(instruction, computation)
         found.append(_collective(kind, arrays, groups, np.asarray(places), times, _origin(instruction)))
     return [collective for collective in found if collective.devices > 1]
+
+
+def _one_in_each(places: Sequence[int]) -> np.ndarray:
+    """A group of one device in each slice."""
+    return np.unique(places, return_index=True)[1][None]
 
 
 def _operands(instruction: Instruction, computation: Computation) -> tuple[ArrayType, ...]:

@@ -42,6 +42,30 @@ def test_a_trip_count_can_be_read_from_the_condition():
     assert [one.times for one in collectives_of(parse(plain), places=[0] * 8)] == [1, 1, 1]
 
 
+def test_what_goes_between_slices_is_sent_through_the_hosts():
+    """As the TPU compiler writes it for four slices: each device sends its share to the one like it in the others."""
+    attributes = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        '_xla_host_transfer_rendezvous="a",_xla_megascale_target="{1,2,3,4}x{0:1}",_xla_megascale_transfer_type="%s"}'
+    )
+    text = f"""HloModule m
+
+ENTRY %main (x: f32[16,8,128], y: f32[2]) -> f32[2] {{
+  %x = f32[16,8,128]{{2,1,0}} parameter(0)
+  %y = f32[2]{{0}} parameter(1)
+  %t = token[] after-all()
+  %send.1 = (f32[16,8,128], u32[], token[]) send(%x, %t), channel_id=1, {attributes % "ALL_REDUCE"}
+  %done.1 = token[] send-done(%send.1), channel_id=1, is_host_transfer=true
+  %send.2 = (f32[2], u32[], token[]) send(%y, %t), channel_id=2, {attributes % "ALL_GATHER"}
+  ROOT %done.2 = token[] send-done(%send.2), channel_id=2, is_host_transfer=true
+}}
+"""
+    reduced, gathered = collectives_of(parse(text), places=[0, 0, 1, 1, 2, 2, 3, 3])
+    assert (reduced.kind, reduced.devices, reduced.near) == ("all-reduce", 4, 0)
+    assert reduced.far == 16 * 8 * 128 * 4 * 2 * 3 / 4
+    assert (gathered.kind, gathered.near, gathered.far) == ("all-gather", 0, 3 * 2 * 4)
+
+
 def test_a_gather_spread_over_fusions_counts_once():
     """Start, a step beside other work, and end have one channel; the same channel in another loop is another gather."""
     spread = "%spread (p: bf16[4]) -> bf16[8] {\n  %p = bf16[4] parameter(0)\n"
