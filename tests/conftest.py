@@ -1,7 +1,7 @@
 """Fixtures shared by all rooms' tests, and the fake devices they run on.
 
 Eight fake CPU devices need more threads than two cores bring: without NPROC, XLA's CPU collectives can deadlock. Tests
-compile much and compute little, so the compiler does not optimise. The variables are read when jax is imported, so
+compile much and compute little, so they compile quickly (`tiny_run`). The variables are read when jax is imported, so
 they are set before anything else.
 """
 
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_run import QUICK_COMPILE
+
 os.environ.setdefault("NPROC", "16")
-for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+for _flag in ("--xla_force_host_platform_device_count=8", *QUICK_COMPILE):
     if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

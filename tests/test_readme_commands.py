@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from cxr_jax.config_reading import read_config
+from tests.tiny_run import QUICK_COMPILE
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("cxr_jax", "configs", "data_prep", "launch")
@@ -114,8 +115,8 @@ def clone(tmp_path_factory):
 
 def test_marked_blocks_run_as_written(clone):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    # One device as a reader has it; the compiler does not optimise, as in all tests.
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    # One device as a reader has it, compiled quickly as all tests are.
+    environment["XLA_FLAGS"] = " ".join(QUICK_COMPILE)
     environment["PATH"] = f"{clone / 'bin'}{os.pathsep}{environment['PATH']}"
     for path, number, text in blocks(True):
         run = subprocess.run(

@@ -14,25 +14,12 @@ from pathlib import Path
 import pytest
 
 from launch.local import free_port
+from tests.tiny_run import QUICK_COMPILE, TINY_RUN
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 STEPS = 60
-TINY = {
-    "batch_size": 8,
-    "total_steps": STEPS,
-    "model.image_size": 32,
-    "model.width": 32,
-    "crops.global_size": 32,
-    "crops.local_size": 16,
-    "crops.num_local": 1,
-    "objective.group_size": 2,
-    "heads.dino_head.num_prototypes": 64,
-    "heads.ibot_head.num_prototypes": 64,
-    "checkpoint.every_steps": 1000,
-    "log.every_steps": 1,
-    "log.tensorboard": False,
-}
+TINY = TINY_RUN | {"total_steps": STEPS, "checkpoint.every_steps": 1000}
 CONF = """\
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -114,7 +101,7 @@ def test_two_tasks_are_stopped_requeued_and_continue(slurm, phantom_dataset, tmp
         "CXR_ENV": str(Path(sys.executable).parents[1]),
         "CXR_DEVICES": "2",
         "NPROC": "16",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": " ".join(QUICK_COMPILE),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

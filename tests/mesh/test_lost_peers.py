@@ -11,6 +11,7 @@ import pytest
 from test_processes import ROOT, TINY
 
 from launch.local import environment, free_port
+from tests.tiny_run import QUICK_COMPILE
 
 STALL_SECS = 60  # more than starting and compiling take on a busy machine
 ABORTED = 128 + signal.SIGABRT
@@ -36,7 +37,7 @@ def wait_for_steps(workdir: Path, alive) -> None:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", " ".join(QUICK_COMPILE))
 
 
 def test_a_dead_process_ends_the_other_which_says_why(phantom_dataset, tmp_path, quick):

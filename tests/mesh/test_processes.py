@@ -10,34 +10,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_run import QUICK_COMPILE, TINY_RUN
+
 ROOT = Path(__file__).parents[2]
-TINY = {
-    "batch_size": 8,
+TINY = TINY_RUN | {
     "total_steps": 4,
-    "model.image_size": 32,
-    "model.width": 32,
     "model.layer_scale": 1.0,
-    "crops.global_size": 32,
-    "crops.local_size": 16,
-    "crops.num_local": 1,
-    "objective.group_size": 2,
-    "heads.dino_head.num_prototypes": 64,
-    "heads.ibot_head.num_prototypes": 64,
     "checkpoint.every_steps": 2,
     "probe.every_steps": 2,
     "probe.targets": "('Effusion',)",
-    "log.every_steps": 1,
-    "log.tensorboard": False,
 }
 
 
 def launch(*command: str, processes: int = 2, devices: int = 2, grace_secs: float = 30) -> subprocess.Popen:
-    """`command` under launch.local, compiled without optimisation."""
+    """`command` under launch.local, compiled quickly."""
     flags = [f"--processes={processes}", f"--devices_per_process={devices}", f"--grace_secs={grace_secs}"]
     return subprocess.Popen(
         [sys.executable, "-m", "launch.local", *flags, "--", sys.executable, *command],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ | {"XLA_FLAGS": " ".join(QUICK_COMPILE)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -89,7 +80,7 @@ def test_two_processes_train_like_one(phantom_dataset, tmp_path):
 def test_lines_carry_the_process_number(tmp_path):
     said = "print('out', os.environ['XLA_FLAGS'], os.environ['NPROC']); print('err', file=sys.stderr)"
     out, err = launch(script(tmp_path, said), devices=3).communicate(timeout=60)
-    words = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=3 16"
+    words = f"{' '.join(QUICK_COMPILE)} --xla_force_host_platform_device_count=3 16"
     assert sorted(out.splitlines()) == [f"[0] out {words}", f"[1] out {words}"]
     assert sorted(err.splitlines()) == ["[0] err", "[1] err"]
 

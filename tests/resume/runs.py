@@ -10,25 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cxr_jax.metrics import is_clock
+from tests.tiny_run import QUICK_COMPILE, TINY_RUN
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVE_EVERY = 12, 4
-OVERRIDES = {
+OVERRIDES = TINY_RUN | {
     "batch_size": 16,
     "total_steps": STEPS,
-    "model.image_size": 32,
-    "model.width": 32,
     "model.layer_scale": 1.0,
     "model.drop_path": 0.4,
-    "crops.global_size": 32,
-    "crops.local_size": 16,
-    "crops.num_local": 1,
-    "objective.group_size": 2,
-    "heads.dino_head.num_prototypes": 64,
-    "heads.ibot_head.num_prototypes": 64,
     "checkpoint.every_steps": SAVE_EVERY,
-    "log.every_steps": 1,
-    "log.tensorboard": False,
 }
 
 
@@ -45,7 +36,7 @@ class Runner:
             "JAX_COMPILATION_CACHE_DIR": str(self._cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "NPROC": "16",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+            "XLA_FLAGS": " ".join([f"--xla_force_host_platform_device_count={devices}", *QUICK_COMPILE]),
         }
         several = [f"--processes={processes}", f"--devices_per_process={devices}", "--"]
         command = [sys.executable, "-m", "launch.local", *several] if processes > 1 else []
