@@ -12,12 +12,13 @@ import jax
 import numpy as np
 
 from cxr_jax.data.source import Split
-from cxr_jax.evals.columns import Source, trained_head, trained_networks
+from cxr_jax.evals.columns import Source, trained_networks
 from cxr_jax.evals.decisions import confusion
 from cxr_jax.evals.people import UNKNOWN, People
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.task import Task
 from cxr_jax.heads.kinds import HEADS
+from cxr_jax.objectives.supervised import Supervised
 
 ERRORS, RIGHT = ("false_positives", "false_negatives"), ("true_positives", "true_negatives")
 
@@ -81,7 +82,7 @@ def _function(source: Source, scores: Scores):
     kind = HEADS.get(source.meta.get("head", {}).get("name"))
     if "learning_rate" not in scores.chosen or not hasattr(kind, "attention"):
         return lambda networks, images: {"images": images}, {}
-    objective = trained_head(source.meta)
+    objective = Supervised.trained(source.meta)
     best = source.meta["learning_rates"].index(scores.chosen["learning_rate"])
 
     def function(networks, images):

@@ -22,13 +22,14 @@ from cxr_jax.data.records import DataError
 from cxr_jax.data.source import Split
 from cxr_jax.data.steps import load_rows
 from cxr_jax.evals import localisation
-from cxr_jax.evals.columns import Source, column_name, head_scores, open_source, trained_head, trained_networks
+from cxr_jax.evals.columns import Source, column_name, head_scores, open_source, trained_networks
 from cxr_jax.evals.features import Geometry
 from cxr_jax.evals.figures import attention_overlay, outlined
 from cxr_jax.evals.localisation import SCORES, THRESHOLDS, Boxed
 from cxr_jax.evals.per_image_report import Case, Page, ScoreColumn, lowest_middle_highest
 from cxr_jax.evals.task import Task
 from cxr_jax.heads.kinds import HEADS
+from cxr_jax.objectives.supervised import Supervised
 
 CENTRE, PRIOR = "middle of the picture", "mean training box"
 HEADINGS = {
@@ -106,7 +107,7 @@ def attention_maps(source: Source, task: Task, boxed: Sequence[Boxed]) -> tuple[
     )
     chosen = dict(head_scores(source, task).chosen)
     best = source.meta["learning_rates"].index(chosen["learning_rate"])
-    objective = trained_head(source.meta)
+    objective = Supervised.trained(source.meta)
 
     def function(networks, images):
         params, targets = networks

@@ -57,11 +57,6 @@ def open_source(run: str, step: int | None = None) -> Source:
     return Source(run, step, checkpoint.read_meta(run, step))
 
 
-def trained_head(meta: dict[str, Any]) -> Supervised:
-    """The objective of a fine-tuned run, from its checkpoint alone."""
-    return Supervised.trained(meta)
-
-
 def trained_networks(source: Source) -> tuple[dict, dict]:
     """Parameters and targets of a fine-tuned run; one whose backbone was trained as well has no targets."""
     items = source.meta["items"]
@@ -82,7 +77,7 @@ def head_scores(source: Source, task: Task) -> Scores:
         tuple(meta["targets"]) == task.targets,
         f"{source.run} was trained for {meta['targets']}, not for {list(task.targets)}",
     )
-    objective = trained_head(meta)
+    objective = Supervised.trained(meta)
 
     def function(networks, images):
         features = objective.features(*networks, images, blocks=objective.head["blocks"])

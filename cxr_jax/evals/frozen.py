@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import checkpoint
-from cxr_jax.evals.columns import NETWORKS, Source, trained_head, trained_networks
+from cxr_jax.evals.columns import NETWORKS, Source, trained_networks
 from cxr_jax.evals.features import backbone_function
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.task import Task
+from cxr_jax.objectives.supervised import Supervised
 
 
 def frozen_features(source: Source, task: Task, scores: Scores, network: str) -> dict[str, np.ndarray]:
@@ -29,7 +30,7 @@ def _backbone(source: Source, network: str):
         item = NETWORKS[checkpoint.network_of(source.meta, network)]
         params = checkpoint.read_item(source.run, item, source.step)["backbone"]
         return backbone_function(source.meta["model"], blocks=1, tokens="cls_and_mean_patch"), params
-    objective = trained_head(source.meta)
+    objective = Supervised.trained(source.meta)
 
     def function(networks, images):
         features = objective.features(*networks, images, blocks=1)
