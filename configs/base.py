@@ -1,7 +1,8 @@
 """What every training config has: the sections that are no science, with values for two CPU cores.
 
-`training()` is for heads and pretrainings, `pretraining()` adds what only the latter have. A config starts from one of
-them and names what it sets; `tests/golden` holds every config written out whole.
+`training()` is for heads and pretrainings, `pretraining()` adds what only the latter have; `crop()` is the section of
+those that see one crop an image. A config starts from one of them and names what it sets; `tests/golden` holds every
+config written out whole.
 """
 
 from ml_collections import ConfigDict
@@ -62,6 +63,22 @@ def training() -> ConfigDict:
             "profile": {"first_step": 10, "num_steps": 0},
         }
     )
+
+
+def crop(scale: tuple[float, float], *, jitter_prob: float = 0.0, rotate_deg: float = 0.0) -> dict:
+    """One crop of every image, of `scale` of its area, flipped half of the time; what else can be done to it is off."""
+    return {
+        "scale": scale,
+        "flip_prob": 0.5,
+        "aspect": (3 / 4, 4 / 3),
+        "jitter_prob": jitter_prob,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "blur_prob": 0.0,
+        "blur_sigma": (0.1, 2.0),
+        "solarise_prob": 0.0,
+        "extra": {"gamma": 0.0, "rotate_deg": rotate_deg},
+    }
 
 
 def pretraining() -> ConfigDict:
