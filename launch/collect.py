@@ -27,7 +27,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, Parser]:
     add("--diff", default="", metavar="RUN,RUN", help="two runs whose configs and environments to compare")
     add("--output", metavar="DIR", help="where to write (default: the first folder of --runs)")
     flags = parser.parse_args(argv)
-    flags.roots = [Path(name) for name in flags.runs.split(",") if name]
+    flags.roots = split_folders(flags.runs)
     if not flags.roots:
         parser.error("--runs is empty; name a folder that holds run directories")
     for root in flags.roots:
@@ -35,6 +35,17 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, Parser]:
             parser.error(f"--runs={root}: no such folder")
     flags.wanted = [name for name in flags.metrics.split(",") if name]
     return flags, parser
+
+
+def split_folders(text: str) -> list[Path]:
+    """The folders of `A,B`; a name that holds commas, as those of a sweep's runs do, is one where it exists."""
+    folders, words = [], [word for word in text.split(",") if word]
+    while words:
+        lengths = range(len(words), 0, -1)
+        length = next((n for n in lengths if Path(",".join(words[:n])).is_dir()), 1)
+        folders.append(Path(",".join(words[:length])))
+        del words[:length]
+    return folders
 
 
 def pick(runs: Sequence[Found], names: str) -> tuple[Found, Found]:

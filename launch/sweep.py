@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.sweeps import RUN_STAGE
 from launch.sweeping import slurm, xpk
 from launch.sweeping.execute import DONE, FAILED, STOPPED, WAITING, Executor, check_unchanged
 from launch.sweeping.flags import Parser
@@ -85,7 +86,7 @@ def check(runs: Sequence[Run], *, devices: int, data: bool) -> None:
     found = json.loads(answer.stdout.splitlines()[-1])
     wrong: dict[str, list[str]] = {}
     for name, stage, message, _ in found["errors"]:
-        wrong.setdefault(message if stage == "run" else f"{stage}: {message}", []).append(name)
+        wrong.setdefault(message if stage == RUN_STAGE else f"{stage}: {message}", []).append(name)
     if wrong:
         lines = [f"{message} ({_which(names, len(runs))})" for message, names in wrong.items()]
         raise SweepError("\n".join(lines), max(code for *_, code in found["errors"]))

@@ -13,6 +13,7 @@ Overrides are a dict of ml_collections paths, `{"objective.mask_ratio": 0.5}`; r
 whatever makes such a list will do. `launch.sweep` runs them; nothing is imported here, so nothing can be slow.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,10 @@ from typing import Any
 Overrides = Mapping[str, Any]
 Runs = Sequence[Overrides]
 ENTRIES = ("train", "evaluate")
+# What a run directory has of its own; a stage's folder lies beside them.
+RUN_FOLDERS = {"checkpoints", "teachers", "tensorboard", "examples", "profile", "compiled", "logs", "state", "wandb"}
+RUN_STAGE = "run"  # what the run itself is called among its commands
+STAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]{0,63}")  # a folder's and a log's; no dot, as run.json has
 CONFIG = "config"  # in place of a path, it varies the config file itself
 
 
@@ -63,6 +68,7 @@ class Sweep:
                 raise ValueError(f"Sweep.fixed and a run of Sweep.runs both set {', '.join(both)}")
         done: list[str] = []
         for name, stage in self.then.items():
+            _check_stage(name)
             if not isinstance(stage, Stage):
                 raise ValueError(f"Sweep.then[{name!r}] is {stage!r}, no Stage")
             if stage.init_from and stage.init_from not in done:
@@ -112,6 +118,15 @@ def _joined(first: Overrides, second: Overrides) -> dict[str, Any]:
 def _check_overrides(where: str, overrides: Overrides) -> None:
     if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
         raise ValueError(f"{where}: {overrides!r} is no dict of config paths, such as {{'objective.mask_ratio': 0.5}}")
+
+
+def _check_stage(name: str) -> None:
+    taken = RUN_FOLDERS | {RUN_STAGE}
+    if not isinstance(name, str) or not STAGE_NAME.fullmatch(name) or name in taken:
+        raise ValueError(
+            f"Sweep.then[{name!r}]: a stage's name is a folder in its run; legal are up to 64 letters, digits, _, + "
+            f"and -, but not {', '.join(sorted(taken))}"
+        )
 
 
 def _check_entry(where: str, entry: str) -> None:

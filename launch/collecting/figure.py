@@ -42,25 +42,30 @@ MARKERS = ("o", "s", "D", "^", "v")
 # Okabe and Ito's colours, told apart by most eyes; for runs that no number orders.
 DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b5b5b")
 NEUTRAL = "#5b6675"
+UNKNOWN, NOT_SET = NOT_SAID = ("unknown", "not set")
 MAX_POINTS, LOG_SPAN, MAX_PANELS, MAX_KEYS = 300, 30.0, 12, 14
 PANEL_INCHES = (4.4, 3.1)
 
 
 class Looks:
-    """How each run is drawn: its colour from the first varied key, its dash and marker from the second."""
+    """How each of `runs`, all of which are drawn, looks: colour by the first varied key, dash and marker by the second.
+
+    A run that does not say what it has there is grey, and stands behind the others.
+    """
 
     def __init__(self, runs: Sequence[Found]):
-        begun = [run for run in runs if run.curves or run.scores]
         self.keys = varied(runs)[:2]
-        self.values = [_distinct(begun, key) for key in self.keys]
-        self.names = [run.name for run in begun]
+        self.values = [_distinct(runs, key) for key in self.keys]
+        self.names = [run.name for run in runs]
         if self.keys:
-            count = len(self.values[0])
-            ordered = all(_is_number(value) for value in self.values[0])
+            known = [value for value in self.values[0] if value not in NOT_SAID]
+            count = len(known)
+            ordered = all(_is_number(value) for value in known)
             scale = matplotlib.colormaps["plasma"](np.linspace(0.02, 0.82, max(count, 2)))
             self.colours = (
-                [matplotlib.colors.to_hex(c) for c in scale] if ordered or count > len(DISTINCT) else DISTINCT
+                [matplotlib.colors.to_hex(c) for c in scale[:count]] if ordered or count > len(DISTINCT) else DISTINCT
             )
+            self.colours = [*self.colours[:count], *[NEUTRAL] * (len(self.values[0]) - count)]
         else:
             self.colours = DISTINCT
 
@@ -68,7 +73,7 @@ class Looks:
         """Which of the first and of the second key's values a run has."""
         if not self.keys:
             return self.names.index(run.name), self.names.index(run.name) // len(DISTINCT)
-        at = [values.index(value_of(run, key)) for key, values in zip(self.keys, self.values, strict=True)]
+        at = [values.index(_said(run, key)) for key, values in zip(self.keys, self.values, strict=True)]
         return at[0], at[1] if len(at) > 1 else 0
 
     def style(self, run: Found) -> dict[str, Any]:
@@ -100,7 +105,7 @@ class Looks:
 def draw(runs: Sequence[Found], metrics: Sequence[str]) -> Figure | None:
     """The figure; None where no run has anything to draw."""
     drawn = [run for run in runs if any(summarise(run, name) for name in metrics)]
-    looks = Looks(runs)
+    looks = Looks(drawn)
     panels = [("curve", name) for name in metrics if any(_points(run, name) > 1 for run in drawn)]
     panels += [("end", name) for name in metrics]
     panels = [panel for panel in panels if any(summarise(run, panel[1]) for run in drawn)][:MAX_PANELS]
@@ -158,7 +163,7 @@ def _ends(axes: Axes, runs: Sequence[Found], name: str, looks: Looks, panel: int
         marker = MARKERS[(second if looks.keys else 0) % len(MARKERS)]
         style = {"color": style["color"], "marker": marker, "markersize": 5, "elinewidth": 1.6, "linestyle": "none"}
         axes.errorbar([x], [summary.last], yerr=bars, gid=f"p{panel}run-{number}", **style)
-        if looks.keys:
+        if looks.keys and looks.values[0][first] not in NOT_SAID:
             lines.setdefault(second, []).append((x, summary.last))
     for second, points in lines.items():
         axes.plot(
@@ -193,11 +198,20 @@ def _log_if_wide(axes: Axes, values: np.ndarray) -> None:
 
 
 def _distinct(runs: Sequence[Found], key: str) -> list[Any]:
+    """The values of a key, numbers in order; what stands for none comes last."""
     values: list[Any] = []
     for run in runs:
-        if value_of(run, key) not in values:
-            values.append(value_of(run, key))
-    return sorted(values) if all(_is_number(value) for value in values) else values
+        if _said(run, key) not in values:
+            values.append(_said(run, key))
+    known = [value for value in values if value not in NOT_SAID]
+    return (sorted(known) if all(map(_is_number, known)) else known) + [v for v in NOT_SAID if v in values]
+
+
+def _said(run: Found, key: str) -> Any:
+    """What a run has for a key; of one without a readable run.json nothing is known, and a config may lack a key."""
+    if not run.config or (key == "config" and not run.file):
+        return UNKNOWN
+    return value_of(run, key) if key in ("config", *run.config) else NOT_SET
 
 
 def _is_number(value: Any) -> bool:

@@ -13,28 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from configs.sweeps import RUN_FOLDERS
 from cxr_jax.config_reading import flatten
-from cxr_jax.evals.training_curves import read_metrics
+from launch.collecting.scalars import Curve, as_curves, read_scalars
 from launch.sweeping.execute import FAILED, WAITING, Record, is_locked
 from launch.sweeping.runs import MANIFEST, SweepError, read_manifest
 
 RUN, METRICS, RESULTS = "run.json", "metrics.jsonl", "results.json"
-# Folders of a run that hold no runs, and may hold very many files.
-OTHERS = {"checkpoints", "teachers", "tensorboard", "examples", "profile", "compiled", "logs", "state"}
-FINISHED, RUNNING = "finished", "running"
+FINISHED, RUNNING, DAMAGED = "finished", "running", "damaged"
+# What run.json says in objects.
+SECTIONS = ("config", "overrides", "environment")
 SCORES = ("auroc_macro", "auprc_macro")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A scalar over training steps, with its interval at each step where the run logged one."""
-
-    steps: np.ndarray
-    values: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +102,7 @@ def _planned(root: Path, notes: list[str]) -> dict[Path, str]:
 
 def _folders(root: Path) -> Iterator[Path]:
     for folder, inner, _ in os.walk(root):
-        inner[:] = sorted(name for name in inner if name not in OTHERS)
+        inner[:] = sorted(name for name in inner if name not in RUN_FOLDERS)  # these may hold very many files
         yield Path(folder)
 
 
@@ -122,39 +111,46 @@ def read_run(folder: Path, name: str, said: str | None = None) -> Found:
     run = Found(name, folder, WAITING)
     about = _read_json(folder / RUN, run.problems)
     if about:
-        run.about = about
-        run.config = flatten(about.get("config", {}))
-        run.overrides = {key: run.config.get(key, value) for key, value in about.get("overrides", {}).items()}
-        words = str(about.get("command", "")).split()
+        run.about = {key: _section(about, key, run.problems) for key in SECTIONS if key in about}
+        run.about = about | run.about
+        run.config = flatten(run.about.get("config", {}))
+        run.overrides = {key: run.config.get(key, value) for key, value in run.about.get("overrides", {}).items()}
+        command = about.get("command", "")
+        if not isinstance(command, str):
+            run.problems.append(f"{RUN}: 'command' holds no text but {_short(command)}")
+        words = str(command).split()
         run.file = next((w.partition("=")[2] for w in words if w.lstrip("-").startswith("config=")), "")
-    if (folder / METRICS).exists():
-        try:
-            run.curves = _curves(read_metrics(folder / METRICS))
-        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-            run.problems.append(f"{METRICS} is damaged: {error}")
-    run.step = int(max((curve.steps[-1] for curve in run.curves.values()), default=-1)) + 1
-    saved = [int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
+    scalars = read_scalars(folder / METRICS)
+    run.problems += scalars.problems
+    run.curves = as_curves(scalars.finite)
+    run.step = scalars.step
+    saved = [int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdecimal()]
     total = run.config.get("total_steps")
     if saved and max(saved) == total:
         run.state, run.step = FINISHED, total
     elif is_locked(folder):
         run.state = RUNNING
-    elif run.curves or saved or about:
+    elif run.step or saved or run.config:
         run.state = f"stopped at {run.step}"
+    elif run.problems:
+        run.state = DAMAGED
     if said and run.state != RUNNING:
         run.state = said
     return run
 
 
-def _curves(scalars: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Curve]:
-    curves = {}
-    for name, (steps, values) in scalars.items():
-        if name.endswith(("_low", "_high")) and name.rpartition("_")[0] in scalars:
-            continue
-        low, high = (dict(zip(*scalars.get(f"{name}_{end}", ((), ())), strict=True)) for end in ("low", "high"))
-        bands = [np.array([side.get(step, np.nan) for step in steps]) if side else None for side in (low, high)]
-        curves[name] = Curve(steps, values, *bands)
-    return curves
+def _section(about: dict[str, Any], key: str, problems: list[str]) -> dict[str, Any]:
+    """A part of run.json that has to be an object; what is none is told and counts as empty."""
+    found = about[key]
+    if isinstance(found, dict):
+        return found
+    problems.append(f"{RUN}: {key!r} holds no object but {_short(found)}; it is left out")
+    return {}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def _attach(folder: Path, runs: dict[Path, Found], notes: list[str]) -> None:
@@ -167,7 +163,8 @@ def _attach(folder: Path, runs: dict[Path, Found], notes: list[str]) -> None:
     while owner and (above := next((p for p in owner.parents if p in runs), None)):
         owner = above
     if owner is None and results:
-        named = Path(str(results.get("evaluated", {}).get("run", ""))).resolve()
+        evaluated = results.get("evaluated")
+        named = Path(str(evaluated.get("run", "") if isinstance(evaluated, dict) else "")).resolve()
         owner = named if named in runs else None
     if owner is None:
         notes.append(f"{folder}: the run that it evaluated is not among these; left out")
@@ -176,9 +173,16 @@ def _attach(folder: Path, runs: dict[Path, Found], notes: list[str]) -> None:
     run.problems += [f"{folder.name}: {problem}" for problem in problems]
     name = str(here.relative_to(owner)) if here.is_relative_to(owner) and here != owner else folder.name
     for score in SCORES if results else ():
-        value, interval = results.get(score), results.get(f"{score}_interval") or (None, None)
-        if isinstance(value, int | float):
-            run.scores[f"{name}/{score}"] = Score(value, *interval)
+        value, interval = results.get(score), results.get(f"{score}_interval")
+        whole = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
+        if _is_number(value):
+            run.scores[f"{name}/{score}"] = Score(value, *(interval if whole else (None, None)))
+        if not (value is None or _is_number(value)) or not (interval is None or whole):
+            run.problems.append(f"{folder.name}: {score} of {RESULTS} is no number with an interval of two")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -186,7 +190,7 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
     if not isinstance(content, dict):

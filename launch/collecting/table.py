@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from launch.collecting.runs import Curve, Found, Score
+from launch.collecting.runs import Found, Score
+from launch.collecting.scalars import Curve
 
 DEFAULT = ("loss", "probe_auroc*", "*/auroc_macro")
 HIGHER_IS_BETTER = ("auroc", "auprc", "rank", "accuracy", "images_per_sec", "goodput", "spread", "entropy")

@@ -40,7 +40,9 @@ class Record:
         self.stages: dict[str, dict[str, Any]] = {}
         # A record cut short by a crash says nothing; the runs themselves lose nothing by being asked again.
         with contextlib.suppress(FileNotFoundError, ValueError):
-            self.stages = json.loads(self._path.read_text())
+            stages = json.loads(self._path.read_text())
+            if isinstance(stages, dict) and all(isinstance(s, dict) and "exit_code" in s for s in stages.values()):
+                self.stages = stages
 
     def state(self, command: Command) -> str:
         """DONE, FAILED, STOPPED (also: killed, or still running when its watcher died) or WAITING."""

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.sweeps import CONFIG, Overrides, Sweep
+from configs.sweeps import CONFIG, RUN_STAGE, Overrides, Sweep
 
 MANIFEST = "sweep.json"
 TRAIN = "train"
@@ -117,7 +117,7 @@ def _run(sweep: Sweep, name: str, overrides: dict[str, Any], output: str, given:
     fixed = {key: value for key, value in sweep.fixed.items() if key not in given}
     own = {**fixed, **given, **overrides}
     config, data = own.pop(CONFIG, sweep.config), own.get("data.path")
-    commands = [_command("run", sweep.entry, config, workdir, own, fixed | overrides)]
+    commands = [_command(RUN_STAGE, sweep.entry, config, workdir, own, fixed | overrides)]
     folders = {"": workdir}
     for stage_name, stage in sweep.then.items():
         folders[stage_name] = f"{workdir}/{stage_name}"

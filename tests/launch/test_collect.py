@@ -112,12 +112,16 @@ def test_best_last_and_interval_of_every_run(collected, capsys):
 def test_half_written_and_damaged_runs_are_shown_and_told(collected, capsys):
     assert collect.main([f"--runs={collected}"]) == 0
     out, err = capsys.readouterr()
-    for name, state in (("cut", "stopped at 1"), ("damaged", "waiting"), ("young", "stopped at 0")):
+    for name, state in (
+        ("cut", "stopped at 1"),
+        ("damaged", "stopped at 3"),
+        ("odd", "damaged"),
+        ("young", "stopped at 0"),
+    ):
         assert re.search(rf"^{name} .*{state}", out, re.MULTILINE), name
     for words in (
         "cut: run.json cannot be read",
-        "damaged: metrics.jsonl is damaged",
-        "line 2",
+        "damaged: metrics.jsonl is damaged: 1 of its 3 lines cannot be read, the first is line 2",
         "stranger: the run that",
     ):
         assert words in err
