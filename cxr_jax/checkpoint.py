@@ -28,7 +28,7 @@ ARRAYS = ("params", "targets", "opt_state")
 FOLDER, TEACHERS = "checkpoints", "teachers"
 META_FILE = "metadata"  # as Orbax's JSON handler reads it
 META_FIELDS = {"config": dict, "items": list, "step": int}
-FORMAT = 2  # of what is written; 1 had no digests
+FORMAT = 3  # of what is written; 1 had no digests, 2 had some that let flipped signs through
 
 
 @contextmanager
@@ -159,8 +159,9 @@ def check_format(meta: Any, what: str) -> None:
         raise ConfigError(f"{what}: holds an item {unknown[0]!r}; legal are {', '.join(ARRAYS)}")
 
 
-def check_digests(tree: Any, saved: dict[str, int] | None, item: str, everywhere: Any = None) -> None:
-    """Raise ValueError naming an array that is not what was saved; format 1 has no digests (None) to compare."""
+def check_digests(tree: Any, meta: dict[str, Any], item: str, everywhere: Any = None) -> None:
+    """Raise ValueError naming an array of `item` that is not what was saved; older formats have nothing to compare."""
+    saved = meta.get("digests", {}).get(item) if meta.get("format") == FORMAT else None
     if saved is None:
         return
     wrong = [name for name, digest in digests(tree, everywhere).items() if saved.get(name) != digest]
@@ -187,5 +188,5 @@ def read_item(run_dir: str | Path, item: str, step: int | None = None) -> dict[s
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         wanted = {item: ocp.args.PyTreeRestore(restore_args=arguments)}
         found = reader.restore(step, args=ocp.args.Composite(**wanted))[item]
-        check_digests(found, meta.get("digests", {}).get(item), item)
+        check_digests(found, meta, item)
         return found

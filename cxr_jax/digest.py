@@ -2,11 +2,12 @@
 
 In: a tree of arrays. Out: `{"backbone/cls_token": 2868043521}`.
 
-    digest = sum_i bits_i (2654435761 i | 1)   mod 2^32
+    digest = sum_i mix(bits_i xor 2654435761 i)   mod 2^32
 
-over the array's elements as unsigned integers, i their index in the whole array. Sums of integers do not depend on
-their order, so one device and a pod agree; the factors are odd, so that any change of one element shows. It guards
-against damage, not against malice.
+over the array's elements as unsigned integers, i their index in the whole array; `mix` is the finaliser of MurmurHash3
+(Appleby). Sums of integers do not depend on their order, so one device and a pod agree. `mix` is one to one, so that any
+change of one element shows, and scrambles all bits, so that changes of several (signs, say) do not cancel, but for one
+chance in 2^32. It guards against damage, not against malice.
 """
 
 import functools
@@ -21,6 +22,7 @@ from jaxtyping import Array, UInt
 from cxr_jax.sharding import path_name
 
 MULTIPLIER = 2654435761
+MIX = ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1))  # shift to the right, then factor
 CHUNK = 2**20  # elements of an array on the host that are looked at together
 
 
@@ -30,13 +32,19 @@ def _bits(x: Array) -> Array:
     return jax.lax.bitcast_convert_type(x.astype(jnp.uint8) if x.dtype == bool else x, jnp.dtype(f"uint{8 * size}"))
 
 
+def _mixed(x):
+    """MurmurHash3's finaliser of 32-bit integers, of NumPy's as of JAX's."""
+    for shift, factor in MIX:
+        x = (x ^ (x >> shift)) * np.uint32(factor)
+    return x
+
+
 def _digest(bits: Array) -> UInt[Array, ""]:
     index, stride = jnp.zeros((), jnp.uint32), 1
     for axis in reversed(range(bits.ndim)):
         index = index + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= bits.shape[axis]
-    factors = (index * jnp.uint32(MULTIPLIER)) | jnp.uint32(1)
-    return (bits.astype(jnp.uint32) * factors).sum(dtype=jnp.uint32)
+    return _mixed(bits.astype(jnp.uint32) ^ (index * jnp.uint32(MULTIPLIER))).sum(dtype=jnp.uint32)
 
 
 def _on_host(x: np.ndarray) -> np.uint32:
@@ -45,8 +53,8 @@ def _on_host(x: np.ndarray) -> np.uint32:
     total = 0
     for start in range(0, bits.size, CHUNK):
         part = bits[start : start + CHUNK].astype(np.uint32)
-        factors = np.arange(start, start + part.size).astype(np.uint32) * np.uint32(MULTIPLIER) | np.uint32(1)
-        total += int((part * factors).sum(dtype=np.uint32))
+        places = np.arange(start, start + part.size).astype(np.uint32) * np.uint32(MULTIPLIER)
+        total += int(_mixed(part ^ places).sum(dtype=np.uint32))
     return np.uint32(total % 2**32)
 
 

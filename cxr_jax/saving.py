@@ -240,7 +240,7 @@ class Checkpoints:
             meta = restored.meta
             check_format(meta, f"{self._run}, step {step}")
             for item in wanted:
-                check_digests(restored[item], meta.get("digests", {}).get(item), item, self._everywhere)
+                check_digests(restored[item], meta, item, self._everywhere)
         self._forget_teachers(step + 1)
         state = TrainState(
             step=jax.device_put(np.asarray(step, np.int32), abstract.step.sharding),

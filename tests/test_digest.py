@@ -22,7 +22,10 @@ def by_formula(x: np.ndarray) -> int:
     data, size, total = x.tobytes(), min(x.dtype.itemsize, 4), 0
     for i in range(len(data) // size):
         bits = int.from_bytes(data[i * size : (i + 1) * size], "little")
-        total += bits * ((2654435761 * i) % 2**32 | 1)
+        x = bits ^ (2654435761 * i) % 2**32
+        x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+        x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+        total += x ^ x >> 16
     return total % 2**32
 
 
@@ -53,3 +56,14 @@ def test_any_changed_element_and_any_swap_shows():
         y[at] = np.nextafter(y[at], np.inf)
         assert digests({"x": y}) != whole
     assert digests({"x": x[::-1].copy()}) != whole and digests({"x": np.swapaxes(x, 0, 1).copy()}) != whole
+
+
+def test_several_changes_do_not_cancel():
+    """Signs above all: of two flipped ones the highest bits add up to nothing."""
+    x = ARRAYS["float32"]
+    found = {tuple(digests({"x": y}).values()) for y in (x, -x, -x[::-1], np.abs(x))}
+    for first, second in ((0, 1), (0, 7), (3, 50), (10, 119)):
+        y = x.copy()
+        y.flat[[first, second]] *= -1
+        found.add(tuple(digests({"x": y}).values()))
+    assert len(found) == 8
