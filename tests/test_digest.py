@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from cxr_jax import digest
 from cxr_jax.digest import digests
 from cxr_jax.sharding import make_mesh, replicated
 
@@ -15,6 +16,7 @@ ARRAYS = {
     "bfloat16": RNG.normal(size=(16, 3)).astype(jnp.bfloat16),
     "bool": RNG.random(24) > 0.5,
     "int32": np.asarray(-7, np.int32),
+    "empty": np.zeros((3, 0), np.float32),
 }
 
 
@@ -42,10 +44,23 @@ def test_64_bits_are_not_rounded():
         assert digests({"x": jnp.asarray(x)}) == {"x": by_formula(x)}
 
 
-def test_shards_do_not_matter():
-    mesh = make_mesh(fsdp=8)
-    shards = jax.device_put(ARRAYS["float32"], NamedSharding(mesh, PartitionSpec(None, "fsdp")))
-    assert digests({"x": shards}, replicated(mesh)) == {"x": by_formula(ARRAYS["float32"])}
+@pytest.mark.parametrize(
+    "spec",
+    [(), ("fsdp",), (None, "fsdp"), (None, None, "fsdp"), ("replica", None, "fsdp"), (None, ("replica", "fsdp"))],
+)
+def test_shards_do_not_matter(spec):
+    mesh = make_mesh(replica=2, fsdp=4)
+    x = RNG.normal(size=(4, 16, 12)).astype(np.float32)
+    shards = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    assert digests({"x": shards}, replicated(mesh)) == {"x": by_formula(x)}
+
+
+def test_long_arrays_are_looked_at_in_stretches(monkeypatch):
+    monkeypatch.setattr(digest, "STRETCH", 8)
+    monkeypatch.setattr(digest, "SHORTEST", 2)
+    mesh, x = make_mesh(fsdp=8), RNG.normal(size=(2, 8, 35)).astype(np.float32)
+    shards = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "fsdp")))
+    assert digests({"x": jnp.asarray(x)}) == digests({"x": shards}, replicated(mesh)) == {"x": by_formula(x)}
 
 
 def test_any_changed_element_and_any_swap_shows():
