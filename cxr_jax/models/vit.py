@@ -101,6 +101,8 @@ class ViT(nnx.Module):
         ):
             if value not in legal:
                 raise ValueError(f"model.{name}={value!r}: legal are {', '.join(legal)}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"model.drop_path={drop_path}: legal are shares of the rows, 0 up to but not 1")
         if image_size % patch_size or width % num_heads:
             raise ValueError(
                 f"model.image_size={image_size} must be a multiple of patch_size={patch_size}, "

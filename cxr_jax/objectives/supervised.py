@@ -84,6 +84,8 @@ class Supervised:
 
     def _check_drop_path(self) -> None:
         rate = self.model.get("drop_path", 0.0)
+        if not 0 <= rate < 1:
+            raise ValueError(f"objective.drop_path={rate}: legal are shares of the rows, 0 up to but not 1")
         if rate and self.backbone == "frozen":
             raise ValueError(f"objective.drop_path={rate}: a frozen backbone drops nothing; legal is 0")
         if rate and kept_rows(self.group_size, rate) == self.group_size:

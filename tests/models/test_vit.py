@@ -211,6 +211,7 @@ def test_vit_large_has_the_size_of_the_paper():
         ({"ffn": "glu"}, "swiglu, mlp"),
         ({"remat": "some"}, "none, full, dots"),
         ({"image_size": 30}, "multiple"),
+        ({"drop_path": 1.0}, "0 up to but not 1"),
         ({"positions": "rotary"}, "learned, sincos, rope"),
         ({"init": "kaiming"}, "trunc_normal, xavier"),
         ({"positions": "sincos", "width": 18}, "multiples of 4"),

@@ -244,6 +244,8 @@ def test_all_members_start_equal():
         ({"backbone": "full"}, "optim.learning_rates has 3 rates: .* one of either"),
         ({"mixup_alpha": -1.0}, "mixup_alpha=-1.0"),
         ({"model": MODEL | {"drop_path": 0.1}}, "a frozen backbone drops nothing"),
+        ({"model": MODEL | {"drop_path": 1.5}}, "0 up to but not 1"),
+        ({"model": MODEL | {"drop_path": -0.5}}, "0 up to but not 1"),
         (
             {"model": MODEL | {"drop_path": 0.1}, "backbone": "full", "learning_rates": (0.1,), "group_size": 4},
             "drops no row of a group of 4",
