@@ -11,6 +11,7 @@ compiler tries less. Exit codes: 0 it fits, 1 it does not, 2 a bad config or fla
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,14 @@ def make_case(config: ConfigDict, topology: Topology, devices: list) -> Case:
     )
 
 
+def check_outputs() -> None:
+    """Refuse files that could not be written once all is compiled."""
+    for name in ("output", "hlo"):
+        file = flags.FLAGS[name].value
+        if file and (Path(file).is_dir() or not os.access(Path(file).parent, os.W_OK)):
+            raise ConfigError(f"--{name}={file}: cannot be written; name a file in a folder that exists and is yours")
+
+
 def planned(config: ConfigDict, topology: Topology, devices: list) -> dict[str, Any]:
     """The plan of one config."""
     options = flags.FLAGS
@@ -149,6 +158,7 @@ def main() -> None:
     """Config and topology -> plan."""
     config, options = flags.FLAGS.config, flags.FLAGS
     topology, warning = machine(options.topology)
+    check_outputs()
     prepare(topology)
     if "float64" in config.dtypes.values():
         jax.config.update("jax_enable_x64", True)

@@ -236,6 +236,7 @@ CASES = {
     "plan_nothing": ("plan", SMOKE[:1], CONFIG, ("--topology",)),
     "plan_topology": ("plan", [*PLAN, "--topology=v5z:16x16"], CONFIG, ("--topology=v5z:16x16", "v5e:16x16", "h100")),
     "plan_shape": ("plan", [*PLAN, "--topology=cpu:2x4"], CONFIG, ("2x4", "number of fake devices")),
+    "plan_output": ("plan", [*PLAN, "--topology=cpu:8", "--output=/nowhere/plan"], CONFIG, ("--output=/nowhere/plan",)),
     "plan_mesh": ("plan", [*PLAN, "--topology=cpu:8", "--config.mesh.replica=3"], CONFIG, ("replica=3", "1, 2, 4, 8")),
     "plan_batch": ("plan", [*PLAN, "--topology=cpu:8", "--config.batch_size=12"], CONFIG, ("multiple of 8", "8 and")),
     "plan_tensor": ("plan", [*PLAN, "--topology=cpu:8", "--config.mesh.tensor=4"], CONFIG,
