@@ -12,14 +12,17 @@ tells them; GPU hosts are given the address of the first pod.
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
 
-from launch.machines import Machine, add_flags, training
+from launch.machines import Machine, add_flags, at_least, training
 from launch.sweeping.flags import Parser
 
+DNS = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"  # a part of a Kubernetes object's name
+QUANTITY = r"[1-9]\d*(\.\d+)?"
+SHM = "/dev/shm"
 JOB = "train"  # of the JobSet's jobs, and of the container
 PORT = 8476
 USERS_FAULT = (2, 3)  # exit codes that a restart does not mend
@@ -68,24 +71,30 @@ def _pod(flags: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     container = {
         "name": JOB,
         "image": flags.image,
-        "command": [*command, *_peers(flags.name, machine)],
-        "resources": {"limits": {"google.com/tpu" if machine.kind == "tpu" else "nvidia.com/gpu": machine.chips}},
+        "command": [*map(_literal, command), *_peers(flags.name, machine)],
+        "resources": _resources(flags),
         "ports": [{"containerPort": PORT}],
-        "volumeMounts": [{"name": f"volume-{i}", "mountPath": path} for i, (_, path) in enumerate(flags.volume)],
+        "env": [{"name": name, "value": _literal(value)} for name, value in flags.env],
     }
     if machine.kind == "gpu":
         index = {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
-        container["env"] = [{"name": "PROCESS_ID", "valueFrom": {"fieldRef": index}}]
-    claims = [
-        {"name": f"volume-{i}", "persistentVolumeClaim": {"claimName": claim}}
-        for i, (claim, _) in enumerate(flags.volume)
+        container["env"].append({"name": "PROCESS_ID", "valueFrom": {"fieldRef": index}})
+    # Data workers hand arrays over in shared memory, of which a container has 64 MB if nothing is said.
+    places = [("shm", SHM, {"emptyDir": {"medium": "Memory"}})]
+    places += [
+        (f"scratch-{i}", path, {"emptyDir": {"sizeLimit": size}}) for i, (path, size) in enumerate(flags.scratch)
     ]
+    claims = [(path, {"persistentVolumeClaim": {"claimName": claim}}) for claim, path in flags.volume]
+    places += [(f"volume-{i}", path, source) for i, (path, source) in enumerate(claims)]
+    container["volumeMounts"] = [{"name": name, "mountPath": path} for name, path, _ in places]
+    account = {"serviceAccountName": flags.service_account} if flags.service_account else {}
     return {
+        **account,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_SECS,
         "nodeSelector": selector,
         "containers": [container],
-        "volumes": claims,
+        "volumes": [{"name": name, **source} for name, _, source in places],
     }
 
 
@@ -100,23 +109,76 @@ def _peers(name: str, machine: Machine) -> list[str]:
     return [f"--coordinator_address={first}", f"--num_processes={machine.hosts}", "--process_id=$(PROCESS_ID)"]
 
 
+def _resources(flags: argparse.Namespace) -> dict[str, Any]:
+    machine: Machine = flags.machine
+    limits = {"google.com/tpu" if machine.kind == "tpu" else "nvidia.com/gpu": machine.chips}
+    requests = {name: value for name, value in (("cpu", flags.cpu), ("memory", flags.memory)) if value}
+    return {"limits": limits} | ({"requests": requests} if requests else {})
+
+
+def _literal(text: str) -> str:
+    """`text` as Kubernetes must be given it, which replaces $(NAME) and reads $$ as $."""
+    return text.replace("$", "$$")
+
+
+def _matching(pattern: str, legal: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise argparse.ArgumentTypeError(f"{text!r} must be {legal}")
+        return text
+
+    return parse
+
+
+def _path(text: str) -> str:
+    path = text.rstrip("/")
+    if not re.fullmatch(r"(/[^/:\s]+)+", path) or {".", ".."} & set(path.split("/")):
+        raise argparse.ArgumentTypeError(f"{text!r} must be an absolute path in the container, and not /")
+    return path
+
+
 def _volume(text: str) -> tuple[str, str]:
-    match = re.fullmatch(r"([a-z0-9][a-z0-9.-]*):(/[^:]*)", text)
-    if not match:
+    claim, colon, path = text.partition(":")
+    if not colon or not re.fullmatch(rf"{DNS}(\.{DNS})*", claim):
         raise argparse.ArgumentTypeError(f"{text!r} must be CLAIM:/PATH, a PersistentVolumeClaim and where it is seen")
-    return match[1], match[2]
+    return claim, _path(path)
+
+
+def _scratch(text: str) -> tuple[str, str]:
+    path, colon, size = text.rpartition(":")
+    if not colon or not re.fullmatch(rf"{QUANTITY}[MGT]i?", size):
+        raise argparse.ArgumentTypeError(f"{text!r} must be /PATH:SIZE, such as /scratch:200Gi")
+    return _path(path), size
+
+
+def _flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the command after them."""
+    parser = Parser(prog="python -m launch.gke", description=__doc__.splitlines()[0])
+    add_flags(parser)
+    image = _matching(r"[A-Za-z0-9][\w./:@-]*", "the name of a container image")
+    account = _matching(rf"{DNS}(\.{DNS})*", "the name of a Kubernetes service account")
+    cpu = _matching(rf"{QUANTITY}|[1-9]\d*m", "a number of cores, such as 96")
+    memory = _matching(rf"{QUANTITY}[MGT]i?", "an amount with its unit, such as 128Gi")
+    parser.add_argument("--image", type=image, required=True, help="container image; see launch/Dockerfile")
+    parser.add_argument("--volume", type=_volume, action="append", default=[], help="CLAIM:/PATH, may be repeated")
+    parser.add_argument("--scratch", type=_scratch, action="append", default=[], help="/PATH:SIZE of the node's disk")
+    parser.add_argument("--service_account", type=account, help="Kubernetes service account of the pods")
+    parser.add_argument("--cpu", type=cpu, help="cores a pod asks for")
+    parser.add_argument("--memory", type=memory, help="memory a pod asks for")
+    parser.add_argument("--max_restarts", type=at_least(0), default=100, help="of the whole job")
+    parser.add_argument("--spot", action="store_true", help="on spot machines")
+    flags = parser.parse_args(argv)
+    paths = [SHM, *(path for _, path in flags.volume), *(path for path, _ in flags.scratch)]
+    if twice := sorted({path for path in paths if paths.count(path) > 1}):
+        parser.error(f"--volume, --scratch: {', '.join(twice)} is taken twice; every path can hold one thing")
+    if flags.machine.kind == "gpu" and any(name == "PROCESS_ID" for name, _ in flags.env):
+        parser.error("--env: PROCESS_ID is the launcher's own; choose another name")
+    return flags, training(parser, flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the manifest."""
-    parser = Parser(prog="python -m launch.gke", description=__doc__.splitlines()[0])
-    add_flags(parser)
-    parser.add_argument("--image", required=True, help="container image; see launch/Dockerfile")
-    parser.add_argument("--volume", type=_volume, action="append", default=[], help="CLAIM:/PATH, may be repeated")
-    parser.add_argument("--max_restarts", type=int, default=100, help="of the whole job")
-    parser.add_argument("--spot", action="store_true", help="on spot machines")
-    flags = parser.parse_args(argv)
-    print(yaml.safe_dump(manifest(flags, training(parser, flags)), sort_keys=False), end="")
+    print(yaml.safe_dump(manifest(*_flags(argv)), sort_keys=False), end="")
     return 0
 
 

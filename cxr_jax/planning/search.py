@@ -34,8 +34,9 @@ def _sizes(plan_of, policy: str, start: int, least: int) -> Iterator[Plan]:
     yield plan
     size, grow = start, plan["fits"]
     while True:
-        size = size * 2 if grow else size // 2
-        if size < least or size % least:
+        # Halves are rounded up to a multiple of `least`: 24, 16, 8 where `least` is 8.
+        last, size = size, size * 2 if grow else -(-size // (2 * least)) * least
+        if size == last:
             return
         plan = plan_of(policy, size)
         yield plan

@@ -1,15 +1,15 @@
-"""What the launchers for clouds print: a manifest that says what is meant, a script that survives what clouds do."""
+"""What the launchers for clouds print: a manifest that says what is meant, flags that mean something."""
 
-import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
 from launch import gke, tpu_vm
-from launch.machines import parse_machine
+from launch.machines import SHAPES, parse_machine
 
 TRAIN = ["--", "python", "-m", "cxr_jax.train", "--config=configs/smoke.py", "--config.data.targets=('a b',)"]
 ROOT = Path(__file__).parents[2]
@@ -34,19 +34,29 @@ def test_machines(name, slices, hosts, chips, tpu_vm_type):
     assert machine.tpu_vm_type == tpu_vm_type and machine.num_devices == slices * hosts * chips
 
 
+@pytest.mark.parametrize("chip", SHAPES)
+def test_shapes_are_those_that_can_be_planned(chip):
+    chips = tomllib.loads((ROOT / "cxr_jax/planning/chips.toml").read_text())
+    assert SHAPES[chip] == chips[chip]["shapes"]
+    assert set(SHAPES) == {name for name, chip in chips.items() if chip["platform"] == "tpu"}
+
+
 @pytest.mark.parametrize("entry", [gke, tpu_vm])
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--name=cxr", "--machine=v9:2x2", *TRAIN], "--machine: 'v9:2x2' is unknown; legal are such as v5e:16x16"),
-        (["--name=cxr", "--machine=v5p:16x16", *TRAIN], "is unknown"),
-        (["--name=cxr", "--machine=2xh100:4x8", *TRAIN], "is unknown"),
+        (["--name=cxr", "--machine=v5p:16x16", *TRAIN], "v5p has no slices of shape 16x16; legal are 2x2x1, 2x2x2"),
+        (["--name=cxr", "--machine=v5e:4x2", *TRAIN], "legal are 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
+        (["--name=cxr", "--machine=v5e:999x999", *TRAIN], "v5e has no slices of shape 999x999"),
+        (["--name=cxr", "--machine=2xh100:4x8", *TRAIN], "'2xh100:4x8' is not hosts x GPUs of a host"),
+        (["--name=cxr", "--machine=h100:1x3", *TRAIN], "legal are h100:HOSTSx1, h100:HOSTSx2, h100:HOSTSx4"),
         (["--name=Cxr Pod", "--machine=v5e:2x4", *TRAIN], "lower-case letters"),
         (["--name=cxr", "--machine=v5e:2x4"], "no command; write -- python -m cxr_jax.train"),
     ],
 )
 def test_bad_flags_are_one_line(entry, flags, words, capsys):
-    own = ["--image=i"] if entry is gke else ["--zone=z"]
+    own = ["--image=i"] if entry is gke else ["--zone=us-west4-a"]
     with pytest.raises(SystemExit) as caught:
         entry.main([*own, *flags])
     err = capsys.readouterr().err
@@ -73,8 +83,65 @@ def test_two_tpu_slices_on_gke(capsys):
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["command"][-3:] == [TRAIN[-1], "--num_devices=512", "--coordinator_address=auto"]
-    assert container["volumeMounts"] == [{"name": "volume-0", "mountPath": "/shared"}]
-    assert pod["volumes"] == [{"name": "volume-0", "persistentVolumeClaim": {"claimName": "shared"}}]
+    assert container["volumeMounts"][1:] == [{"name": "volume-0", "mountPath": "/shared"}]
+    assert pod["volumes"][1:] == [{"name": "volume-0", "persistentVolumeClaim": {"claimName": "shared"}}]
+
+
+def pod_of(found):
+    return found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def test_what_a_pod_is_given_on_gke(capsys):
+    flags = ["--scratch=/scratch:200Gi", "--volume=a:/shared/", "--service_account=cxr", "--cpu=96", "--memory=128Gi"]
+    pod = pod_of(manifest(capsys, "--machine=v5e:2x4", *flags, "--env=XLA_FLAGS=--a=1,2 --b='$(c)'", "--env=EMPTY="))
+    (container,) = pod["containers"]
+    assert pod["serviceAccountName"] == "cxr"
+    assert container["resources"]["requests"] == {"cpu": "96", "memory": "128Gi"}
+    assert container["env"] == [{"name": "XLA_FLAGS", "value": "--a=1,2 --b='$$(c)'"}, {"name": "EMPTY", "value": ""}]
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {mounted[volume.pop("name")]: volume for volume in pod["volumes"]} == {
+        "/dev/shm": {"emptyDir": {"medium": "Memory"}},
+        "/scratch": {"emptyDir": {"sizeLimit": "200Gi"}},
+        "/shared": {"persistentVolumeClaim": {"claimName": "a"}},
+    }
+    plain = pod_of(manifest(capsys, "--machine=v5e:2x4"))
+    assert "serviceAccountName" not in plain and "requests" not in plain["containers"][0]["resources"]
+
+
+def test_kubernetes_replaces_nothing_in_the_users_words(capsys):
+    """It reads $(NAME) as a variable and $$ as $."""
+    flags = ["--name=cxr", "--image=i", "--machine=h100:2x8", "--", "train", "--x=$(PROCESS_ID)", "--y=$$z"]
+    assert gke.main(flags) == 0
+    (container,) = pod_of(yaml.safe_load(capsys.readouterr().out))["containers"]
+    assert container["command"][1:3] == ["--x=$$(PROCESS_ID)", "--y=$$$$z"]
+    assert container["command"][-1] == "--process_id=$(PROCESS_ID)"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--volume=a:/x", "--volume=b:/x/"], "/x is taken twice"),
+        (["--volume=a:/x", "--scratch=/x:1Gi"], "/x is taken twice"),
+        (["--volume=a:/dev/shm"], "/dev/shm is taken twice"),
+        (["--volume=a:/"], "must be an absolute path in the container, and not /"),
+        (["--volume=a:/x/../y"], "must be an absolute path"),
+        (["--volume=a..b:/x"], "must be CLAIM:/PATH"),
+        (["--scratch=/x:200"], "must be /PATH:SIZE, such as /scratch:200Gi"),
+        (["--image="], "'' must be the name of a container image"),
+        (["--image=a b; rm"], "must be the name of a container image"),
+        (["--max_restarts=-1"], "'-1' must be an integer of at least 0"),
+        (["--service_account=A"], "must be the name of a Kubernetes service account"),
+        (["--memory=64"], "must be an amount with its unit, such as 128Gi"),
+        (["--cpu=0"], "must be a number of cores"),
+        (["--env=A=1", "--env=A=2"], "--env: A is set twice"),
+        (["--env=PROCESS_ID=2"], "PROCESS_ID is the launcher's own"),
+    ],
+)
+def test_bad_flags_of_gke(flags, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        gke.main(["--name=cxr", "--image=i", "--machine=h100:2x8", *flags, *TRAIN])
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and words in err and err.count("\n") == 1
 
 
 def test_a_users_fault_ends_the_jobset_and_nothing_else_does(capsys):
@@ -98,76 +165,6 @@ def test_gpu_hosts_are_told_where_the_first_one_is(capsys):
     assert container["env"][0]["name"] == "PROCESS_ID" and container["resources"]["limits"] == {"nvidia.com/gpu": 8}
     alone = manifest(capsys, "--machine=h100:1x8")["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     assert alone["containers"][0]["command"][-1] == "--num_devices=8", "one host needs no peers"
-
-
-# A gcloud that keeps the state of one queued resource in a file, and does `ssh` here. The plan has, for each run of
-# the training, its exit code, or `lost` for machines that are taken away under it.
-GCLOUD = """\
-#!/usr/bin/env bash
-cd {folder}
-echo "$@" >> calls
-case " $* " in
-  *" create "*) echo ACTIVE > state ;;
-  *" delete "*) rm -f state ;;
-  *" describe "*) cat state 2>/dev/null ;;
-  *" ssh "*)
-    [ "$(cat state)" = ACTIVE ] || exit 255
-    for last; do :; done
-    command=${{last#--command=}}
-    case "$command" in
-      *cxr_jax.train*)
-        next=$(head -1 plan); sed -i 1d plan
-        if [ "$next" = lost ]; then echo SUSPENDED > state; exit 255; fi
-        echo "$next" > exit_code; exit "$next" ;;
-      *) bash -c "$command" ;;
-    esac ;;
-esac
-"""
-
-
-def on_cloud(folder, capsys, plan, *flags):
-    """Exit code, output and gcloud calls of the printed script where the training ends as `plan` says."""
-    (folder / "bin").mkdir()
-    (folder / "bin/gcloud").write_text(GCLOUD.format(folder=folder))
-    (folder / "bin/gcloud").chmod(0o755)
-    (folder / "plan").write_text("".join(f"{code}\n" for code in plan))
-    assert tpu_vm.main(["--name=cxr", "--machine=v5e:16x16", "--zone=z", "--setup=echo ready", *flags, *TRAIN]) == 0
-    script = capsys.readouterr().out
-    environment = os.environ | {"PATH": f"{folder}/bin:{os.environ['PATH']}", "POLL_SECS": "0"}
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
-    calls = (folder / "calls").read_text().splitlines()
-    return done.returncode, done.stdout + done.stderr, [call for call in calls if " describe " not in call]
-
-
-def test_a_tpu_vm_script_goes_on_after_machines_were_taken_away(tmp_path, capsys):
-    code, said, calls = on_cloud(tmp_path, capsys, [4, "lost", 1, 0], "--spot")
-    assert code == 0, said
-    verbs = [next(word for word in ("create", "delete", "ssh") if f" {word} " in call) for call in calls]
-    assert verbs.count("create") == 2 and verbs[-1] == "delete", "given back at the end"
-    assert said.count("ready") == 2, "every fresh set of machines is set up once"
-    trained = [call for call in calls if "cxr_jax.train" in call]
-    assert len(trained) == 4 and all("--worker=all" in call for call in trained)
-    assert "--num_devices=256 --coordinator_address=auto" in trained[0] and "'a b'" in trained[0].replace(
-        "'\"'\"'", "'"
-    )
-    assert "--accelerator-type=v5litepod-256 --runtime-version=v2-alpha-tpuv5-lite" in calls[0] and "--spot" in calls[0]
-
-
-@pytest.mark.parametrize("users", [2, 3])
-def test_a_users_fault_ends_the_script_and_keeps_the_machines(tmp_path, capsys, users):
-    code, said, calls = on_cloud(tmp_path, capsys, [users])
-    assert code == users and "the machines stay" in said and not any(" delete " in call for call in calls)
-
-
-def test_failures_are_counted(tmp_path, capsys):
-    code, said, _ = on_cloud(tmp_path, capsys, [1, 134, 1], "--attempts=3")
-    assert code == 1 and "exit code 134; attempt 2" in said
-
-
-def test_tpu_vms_run_no_gpus(capsys):
-    with pytest.raises(SystemExit):
-        tpu_vm.main(["--name=cxr", "--machine=h100:4x8", "--zone=z", *TRAIN])
-    assert "--machine must be a TPU here; launch/slurm and launch.gke run on GPUs" in capsys.readouterr().err
 
 
 def test_launchers_need_neither_jax_nor_ours():

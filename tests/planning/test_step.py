@@ -144,6 +144,11 @@ def test_a_search_without_a_fit_ends():
     assert best is None and [row["batch_size"] for row in rows] == [1064, 1032, 1016]
 
 
+def test_a_search_from_three_times_the_least_tries_two_and_one():
+    _, rows = search(lambda remat, size: toy_plan(remat, size) | {"fits": False}, ("none",), 24, 8, lambda line: None)
+    assert [row["batch_size"] for row in rows] == [24, 16, 8]
+
+
 def test_the_entry_searches_in_whole_groups(monkeypatch):
     """Every device gets whole groups of images; a machine without a memory has nothing to search for."""
     monkeypatch.setattr(entry, "planned", lambda config, *_: toy_plan(config.model.remat, config.batch_size))
