@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from cxr_jax.data.remote import size_text
 from data_prep.parallel import at_once
 from data_prep.storage import STREAMS, Location, StorePath
 
@@ -70,7 +71,7 @@ def local_folder_copy(folder: Location) -> Iterator[Path]:
     files = [path for path in folder.iterdir() if path.is_file()]
     need, free = sum(at_once(StorePath.size, files, STREAMS)), shutil.disk_usage(scratch()).free
     if need > free:
-        what = f"{folder} needs {need >> 20:,} MiB and {free >> 20:,} are free; TMPDIR names another disk"
+        what = f"{folder} needs {size_text(need)} and {size_text(free)} are free; TMPDIR names another disk"
         raise OSError(errno.ENOSPC, what, str(scratch()))
     with tempfile.TemporaryDirectory(dir=scratch()) as name:
         for _ in at_once(lambda file: file.download(Path(name) / file.name), files, STREAMS):

@@ -18,18 +18,21 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
 from cxr_jax.data.records import UNKNOWN_LABEL, DataError, Manifest, features, fingerprint, read_manifest
+from cxr_jax.data.remote import mend
 
 BRIEF_TEXTS = ("image_id", "source", "view", "sex")
 
 
 @dataclass(frozen=True)
 class Shards:
-    """One split of one dataset, as the bytes that were written."""
+    """One split of one dataset, as the bytes that were written; `names` of its shards, `ends` of their rows."""
 
     folder: Path
     manifest: Manifest
     split: str
     payloads: ArrayRecordDataSource
+    names: tuple[str, ...]
+    ends: tuple[int, ...]
 
     def __len__(self):
         return len(self.payloads)
@@ -40,9 +43,10 @@ class Shards:
             return self.payloads[row]
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             why = str(error).strip().splitlines()[0]
+            shard = self.names[bisect.bisect_right(self.ends, row)]
             raise DataError(
                 f"{self.folder}: record {row} of split {self.split!r} cannot be read, its shard is damaged "
-                f"({why}); build the dataset again"
+                f"({why}); {mend(self.folder, shard)}"
             ) from None
 
 
@@ -60,10 +64,12 @@ def open_shards(folder: Path, split: str) -> Shards:
     if len(set(names)) < len(names):
         raise DataError(f"{folder}: split {split!r} names one twice")
     files = [file for name in names for file in splits[name].file_instructions]
-    absent = [Path(file.filename).name for file in files if not Path(file.filename).is_file()]
+    shard_names = tuple(Path(file.filename).name for file in files)
+    absent = [name for name in shard_names if not (folder / name).is_file()]
     if absent:
         raise DataError(f"{folder}: the shard {absent[0]} is missing; build the dataset again")
-    shards = Shards(folder, manifest, split, ArrayRecordDataSource(files))
+    ends = tuple(itertools.accumulate(file.examples_in_shard for file in files))
+    shards = Shards(folder, manifest, split, ArrayRecordDataSource(files), shard_names, ends)
     shards.payload(0)
     return shards
 

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from cxr_jax.data.records import SPLITS, UNKNOWN_LABEL, Box, DataError, Manifest, Record, read_manifest
 from cxr_jax.data.remote import local_folder
 from data_prep.images import ImageSettings
-from data_prep.readers import Sample, Source
+from data_prep.readers import FlagError, Sample, Source
 from data_prep.storage import Location, in_store, location
 
 _TEXTS = ("image_id", "patient_id", "study_id", "source", "view", "sex")
@@ -53,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def open_source(args: argparse.Namespace, images: ImageSettings) -> Source:
     """Lists all records of the inputs; raises DataError for an input that is no whole dataset."""
-    manifests = [read_manifest(_local(folder, SPLITS[0], args.cache_dir)) for folder in args.inputs]
+    manifests = [read_manifest(_local(folder, "", args.cache_dir)) for folder in args.inputs]
     vocabulary = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.vocabulary))
     found = [
         _ids(folder, manifest, number, args.cache_dir)
@@ -137,8 +137,11 @@ def record_of(stored: Mapping[str, Any]) -> Record:
 
 @functools.lru_cache(maxsize=64)
 def _local(folder: Location, split: str, cache_dir: str) -> Path:
-    """A local folder with the metadata and that split of an input."""
-    return local_folder(str(folder), split, cache_dir)
+    """A local folder with the metadata and that split ("": none) of an input."""
+    try:
+        return local_folder(str(folder), split, cache_dir)
+    except ValueError as error:
+        raise FlagError(str(error).replace("data.cache_dir", "--cache_dir", 1)) from None
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,5 +1,6 @@
 """Remote datasets: brought over once, proved, never half; on a store in memory and an S3 server on loopback."""
 
+import errno
 import json
 import shutil
 import sys
@@ -95,9 +96,82 @@ def test_a_missing_shard_is_named(uploaded, store, tmp_path):
         open_split(uploaded, "train", cache_dir=str(tmp_path))
 
 
+def test_two_splits_as_one_and_a_split_that_is_not_there(uploaded, tmp_path):
+    with pytest.raises(DataError, match=r"^memory://bucket/data: has no split 'dev'; it has train, val, test"):
+        open_split(uploaded, "train+dev", cache_dir=str(tmp_path / "c"))
+    assert not (tmp_path / "c").exists()
+    both = open_split(uploaded, "train+val", cache_dir=str(tmp_path / "c"))
+    assert len(both) == sum(len(open_split(uploaded, one, cache_dir=str(tmp_path / "c"))) for one in ("train", "val"))
+
+
+def test_what_is_spoilt_in_the_cache_comes_again(uploaded, phantom_dataset, tmp_path, capsys):
+    open_split(uploaded, "train", cache_dir=str(tmp_path))
+    (folder,) = tmp_path.iterdir()
+    (cached,) = folder.glob("*-train.*")
+    cached.write_bytes(cached.read_bytes()[:-1000])
+    (folder / "manifest.json").write_text("{}")
+    (folder / "features.json").write_text("{")
+    capsys.readouterr()
+    open_split(uploaded, "train", cache_dir=str(tmp_path))
+    said = capsys.readouterr().out
+    assert f"{cached}: is spoilt, " in said and "manifest.json: is not the one of memory://bucket/data" in said
+    for name in (cached.name, "manifest.json", "features.json"):
+        assert (folder / name).read_bytes() == (phantom_dataset / name).read_bytes()
+
+
+def test_a_cached_shard_that_is_the_manifests_outlives_a_torn_one_in_the_store(uploaded, store, tmp_path):
+    before = open_split(uploaded, "train", cache_dir=str(tmp_path)).brief(3)
+    store.pipe_file(shard(store), b"torn")
+    assert open_split(uploaded, "train", cache_dir=str(tmp_path)).brief(3) == before
+
+
+def test_a_damaged_record_of_the_cache_says_which_copy_to_remove(uploaded, tmp_path):
+    open_split(uploaded, "train", cache_dir=str(tmp_path))
+    (cached,) = tmp_path.glob("*/*-train.*")
+    content = bytearray(cached.read_bytes())
+    content[: 1 << 16] = bytes(1 << 16)
+    cached.write_bytes(content)
+    with pytest.raises(DataError, match=rf"its shard is damaged .*; remove {cached}, a copy, and it is brought again"):
+        open_split(uploaded, "train", cache_dir=str(tmp_path))
+    cached.unlink()
+    open_split(uploaded, "train", cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["s3://bucket/cache", "{file}", "{file}/x", "/proc/x"])
+def test_a_cache_folder_that_cannot_be_one_is_one_line_with_its_key(uploaded, tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    given = form.format(file=tmp_path / "file")
+    with pytest.raises(ValueError, match=rf"^data\.cache_dir='{given}'.*(legal is|name another) ") as told:
+        open_split(uploaded, "train", cache_dir=given)
+    assert "\n" not in str(told.value) and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_fills_up_is_told_as_that(uploaded, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote.os, "fsync", full)
+    with pytest.raises(DataError, match=r"the disk is full .*make room or take another cache_dir"):
+        open_split(uploaded, "train", cache_dir=str(tmp_path))
+    assert not list(tmp_path.glob("*/*.json"))
+
+
+def test_sizes_for_people():
+    assert [remote.size_text(n) for n in (0, 1023, 1536, 5 << 20, 3 << 40)] == [
+        "0 bytes", "1023 bytes", "1.5 KiB", "5.0 MiB", "3,072.0 GiB",
+    ]  # fmt: skip
+
+
+def test_a_web_server_that_says_no_is_told_without_cloud_accounts():
+    error = type("ClientResponseError", (Exception,), {"status": 403})("403, message='Forbidden'")
+    told = remote.trouble("https://host/data", error)
+    assert "web server denies access" in told and "account" not in told
+
+
 def test_a_disk_that_is_too_small_is_told_before_anything_is_brought(uploaded, tmp_path, monkeypatch):
     monkeypatch.setattr(remote.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(DataError, match=r"needs .* MiB and 0 are free"):
+    with pytest.raises(DataError, match=r"needs \d+\.\d [KM]iB and 1 bytes are free"):
         open_split(uploaded, "train", cache_dir=str(tmp_path))
 
 
@@ -122,7 +196,7 @@ def test_a_remote_path_needs_a_cache_folder(uploaded):
     ("path", "message"),
     [
         ("memory://bucket/other", "is no dataset"),
-        ("foo://bucket/data", "cannot be reached .*check the address"),
+        ("foo://bucket/data", "foo:// is no kind of store .*legal: s3://BUCKET/FOLDER, gs://"),
         ("gs://b/d", "pip install gcsfs"),
     ],
 )
