@@ -9,9 +9,10 @@ the files. Exit codes: 0 sound, 2 bad flags, 3 faults.
 
 import dataclasses
 import functools
-import hashlib
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,12 +21,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cxr_jax.data.records import SPLITS, DataError, Manifest, features, read_manifest
+from cxr_jax.data.remote import SHARD_NAME
 from data_prep import columns as columns_of
 from data_prep import counts as counts_of
 from data_prep.build_flags import Parser, at_least, correlation, distance, num_cores
 from data_prep.columns import Columns
-from data_prep.curate import DROPPED_NAME
 from data_prep.dedup import near_pairs
+from data_prep.manifest_checks import dropped_faults, form_faults, kept_all_the_same, strays
 from data_prep.parallel import quiet_libraries, run_ordered
 from data_prep.progress import progress
 from data_prep.record_checks import Checked, Span, check_span, parse, read_payload, shard_facts, thumb_of
@@ -33,6 +35,10 @@ from data_prep.scratch import local_folder_copy
 from data_prep.storage import location
 
 RECORDS_PER_SPAN = 256
+REPEATS = 3  # so many faults of a kind are told, the others counted
+# Checks that find one kind of fault, and checks whose faults all differ.
+_ONE_KIND = ("image ids", "splits", "left out", "exact duplicates", "near duplicates")
+_ALL_DIFFER = ("manifest", "counts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,23 @@ class Check:
     name: str
     looked_at: str
     faults: list[str]
+
+    def told(self) -> Iterator[str]:
+        """The faults, of each kind the first few and the number of the others."""
+        kinds = [self._kind(fault) for fault in self.faults]
+        seen: Counter[str] = Counter()
+        for fault, kind in zip(self.faults, kinds, strict=True):
+            seen[kind] += 1
+            if seen[kind] <= REPEATS:
+                yield fault
+            if seen[kind] == kinds.count(kind) > REPEATS:
+                yield f"and {seen[kind] - REPEATS} more of {self.name} like this"
+
+    def _kind(self, fault: str) -> str:
+        """What faults of different records or files have in common."""
+        if self.name in _ONE_KIND:
+            return self.name
+        return fault if self.name in _ALL_DIFFER else re.sub(r"\w*\d\w*|'[^']*'", "#", fault.rpartition(": ")[2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +97,16 @@ class Found:
 def validate(folder: Path, workers: int, dedup: str, bits: int, least_correlation: float) -> Iterator[Check]:
     """Yields the checks of a dataset folder as they are done; raises DataError if its manifest is no good."""
     manifest = read_manifest(folder)
-    yield Check("manifest", f"fingerprint {manifest.fingerprint[:16]}", _dropped_faults(folder, manifest))
+    what = f"fingerprint {manifest.fingerprint[:16]}"
+    malformed = form_faults(manifest)
+    if malformed:
+        # Nothing that it names is opened.
+        yield Check("manifest", what, malformed)
+        return
+    faults, left_out = dropped_faults(folder, manifest)
+    yield Check("manifest", what, faults)
+    for name in strays(folder, manifest):
+        print(f"warning: {name!a}: is no part of the dataset", file=sys.stderr)
     files = [folder / name for name in manifest.shards]
     facts = dict(zip(manifest.shards, run_ordered(shard_facts, files, workers), strict=True))
     size = sum(file.stat().st_size for file in files if file.is_file())
@@ -92,6 +124,7 @@ def validate(folder: Path, workers: int, dedup: str, bits: int, least_correlatio
     yield Check("records", f"{total} decoded", faults)
     found = _gather(checked, len(manifest.vocabulary))
     yield Check("image ids", f"{len(found.image)} unique", _repeated_ids(found))
+    yield Check("left out", f"{len(left_out)} files, none a record", kept_all_the_same(left_out, found.image))
     yield Check("splits", f"{len(np.unique(found.patient))} patients", _crossing_patients(found))
     if len(found.image) == total == sum(manifest.counts["split"].values()):
         yield Check("counts", f"{len(found.image)} records against the manifest", _count_faults(manifest, found))
@@ -103,13 +136,6 @@ def validate(folder: Path, workers: int, dedup: str, bits: int, least_correlatio
     if dedup == "near":
         what = f"across splits, {bits} bits, correlation {least_correlation:g}"
         yield Check("near duplicates", what, _near_duplicates(found, bits, least_correlation))
-
-
-def _dropped_faults(folder: Path, manifest: Manifest) -> list[str]:
-    said = manifest.counts.get("curation", {}).get("dropped_list_sha256", "")
-    file = folder / DROPPED_NAME
-    found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-    return [] if said == found else [f"{DROPPED_NAME}: was changed, added or removed after the build"]
 
 
 def _shard_faults(folder: Path, manifest: Manifest, facts: dict[str, tuple[str, int]]) -> list[str]:
@@ -145,7 +171,7 @@ def _metadata_faults(folder: Path, manifest: Manifest, lengths: dict[str, int]) 
 def _spans(folder: Path, lengths: dict[str, int]) -> list[Span]:
     spans = []
     for name, length in lengths.items():
-        split = next(code for code, split in enumerate(SPLITS) if f"-{split}.array_record-" in name)
+        split = SPLITS.index(SHARD_NAME.fullmatch(name)["split"])
         for start in range(0, length, RECORDS_PER_SPAN):
             spans.append(Span(folder / name, split, start, min(start + RECORDS_PER_SPAN, length)))
     return spans
@@ -244,26 +270,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dedup_correlation", type=correlation, default=0.98, help="least correlation of thumbnails")
     args = parser.parse_args(argv)
     quiet_libraries()
-    faults: list[str] = []
+    told: list[str] = []
+    number = 0
     try:
         with local_folder_copy(args.data) as folder:
             try:
                 for check in validate(folder, args.workers, args.dedup, args.dedup_distance, args.dedup_correlation):
                     result = f"{len(check.faults)} faults" if check.faults else "ok"
                     print(f"{check.name:<17} {check.looked_at:<44} {result}", flush=True)
-                    faults += check.faults
+                    told += check.told()
+                    number += len(check.faults)
             except DataError as error:
-                faults.append(str(error).replace(str(folder), str(args.data)))
+                told.append(str(error).replace(str(folder), str(args.data)))
+                number += 1
     except BrokenProcessPool:
         print("error: a worker process died, perhaps for want of memory; try fewer --workers", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error.filename or args.data}: {error.strerror or error}", file=sys.stderr)
         return 1
-    for fault in faults:
+    for fault in told:
         print(f"fault: {fault}", file=sys.stderr)
-    if faults:
-        print(f"{args.data}: {len(faults)} faults; build the dataset again", file=sys.stderr)
+    if told:
+        print(f"{args.data}: {number} faults; build the dataset again", file=sys.stderr)
         return 3
     print(f"{args.data}: sound")
     return 0

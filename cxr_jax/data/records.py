@@ -181,7 +181,7 @@ def read_manifest(path: str | Path) -> Manifest:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: has no {MANIFEST_NAME}, so it is no dataset or its build did not finish") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: damaged, not JSON ({error}); build the dataset again") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
@@ -193,8 +193,37 @@ def _manifest_from(fields: Any, file: Path) -> Manifest:
     if not isinstance(fields, dict) or set(fields) != set(names):
         found = ", ".join(sorted(fields)) if isinstance(fields, dict) else type(fields).__name__
         raise DataError(f"{file}: holds {found}; expected {', '.join(names)}; build it again")
-    if fields["fingerprint"] != fingerprint(fields):
+    try:
+        true = fingerprint(fields)
+    except UnicodeEncodeError:  # half a character, which JSON can write
+        true = ""
+    if not true or fields["fingerprint"] != true:
         raise DataError(f"{file}: changed after the build (another fingerprint); build it again")
+    for name, (legal, what) in _FORMS.items():
+        if not legal(fields[name]):
+            found = json.dumps(fields[name])
+            raise DataError(f"{file}: {name} is {found[:60]}{'...' * (len(found) > 60)}; legal: {what}; build it again")
     for name in ("vocabulary", "skipped"):
         fields[name] = tuple(fields[name])
     return Manifest(**fields)
+
+
+def _all(values: Any, container: type, kind: type) -> bool:
+    """Whether this is a list, or a table, of values of one kind."""
+    if not isinstance(values, container):
+        return False
+    # To Python, True is a number.
+    return all(type(value) is kind for value in (values.values() if isinstance(values, dict) else values))
+
+
+# What the fields of a manifest may be, for one that was written by hand.
+_FORMS = {
+    "name": (lambda value: isinstance(value, str), "a text"),
+    "tool_version": (lambda value: isinstance(value, str), "a text"),
+    "vocabulary": (lambda value: _all(value, list, str), "a list of texts"),
+    "canvas": (lambda value: _all(value, dict, int), "height and width, whole numbers"),
+    "counts": (lambda value: isinstance(value, dict), "a table"),
+    "shards": (lambda value: _all(value, dict, str), "a table of names and their sha256"),
+    "skipped": (lambda value: _all(value, list, dict) and all(_all(v, dict, str) for v in value), "file and reason"),
+    "settings": (lambda value: isinstance(value, dict), "a table"),
+}

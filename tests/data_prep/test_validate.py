@@ -1,6 +1,7 @@
 """`data_prep.validate` finds every planted fault of a dataset folder, names it on a line, and passes a sound one."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -74,7 +75,7 @@ def test_a_sound_dataset_passes_with_a_table(tmp_path, capsys):
     assert validate.main([f"--data={tmp_path}/data", "--workers=0"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0].strip() for line in out[:-1]] == [
-        "manifest", "shards", "metadata", "records", "image ids", "splits", "counts", "exact duplicates",
+        "manifest", "shards", "metadata", "records", "image ids", "left out", "splits", "counts", "exact duplicates",
         "near duplicates",
     ]  # fmt: skip
     assert all(line.endswith(" ok") for line in out[:-1]) and out[-1].endswith(": sound")
@@ -139,6 +140,97 @@ def test_counts_that_are_not_those_of_the_records(good, tmp_path, capsys):
     (folder / "manifest.json").write_text(json.dumps(fields))
     lines = faults(capsys, folder)
     assert len(lines) == 2 and "counts.view: the manifest says" in lines[0] and "canvas: " in lines[1]
+
+
+def edited(good, tmp_path, change):
+    """A copy of a dataset whose manifest was edited by `change` and given a true fingerprint again."""
+    folder = copied(good, tmp_path)
+    fields = json.loads((folder / "manifest.json").read_text())
+    change(fields)
+    fields["fingerprint"] = fingerprint(fields)
+    (folder / "manifest.json").write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m["shards"].update({"../../../../etc/passwd": "0" * 64}), "the name of a shard is"),
+        (lambda m: m["shards"].update({"a.array_record-00000-of-00001": "0" * 64}), "the name of a shard is"),
+        (lambda m: m["shards"].update({"a/b-train.array_record-00000-of-00001": "0" * 64}), "the name of a shard is"),
+        (lambda m: m.update(shards=[]), "shards is []"),
+        (lambda m: m["canvas"].update(height="8"), 'canvas is {"height": "8"'),
+        (lambda m: m["canvas"].update(height=True), 'canvas is {"height": true'),
+        (lambda m: m["counts"].pop("split"), "counts.split is null"),
+        (lambda m: m.update(counts=3), "counts is 3; legal: a table"),
+        (lambda m: m["counts"].update(split={"train": "many"}), "counts.split is"),
+        (lambda m: m["counts"].update(curation=1), "counts.curation is 1"),
+        (lambda m: m.update(vocabulary="Edema"), 'vocabulary is "Edema"; legal: a list of texts'),
+        (lambda m: m.update(vocabulary=["Edema", 3]), "vocabulary is"),
+        (lambda m: m.update(skipped=["x"]), "skipped is"),
+        (lambda m: m.update(skipped=[{"file": "x"}]), "an entry of skipped is"),
+        (lambda m: m.update(name=None), "name is null"),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_no_legal_form_is_one_fault_and_nothing_is_opened(
+    good, tmp_path, capsys, change, said, monkeypatch
+):
+    folder = edited(good, tmp_path, change)
+    monkeypatch.setattr(validate, "shard_facts", lambda file: pytest.fail(f"{file} was opened"))
+    (line,) = faults(capsys, folder)
+    assert said in line
+
+
+def test_half_a_character_and_deep_nesting(good, tmp_path, capsys):
+    folder = copied(good, tmp_path)
+    text = (folder / "manifest.json").read_text()
+    for bad in (text.replace('"planted"', '"\\ud800"', 1), "[" * 100_000, "1" * 5000):
+        (folder / "manifest.json").write_text(bad)
+        (line,) = faults(capsys, folder)
+        assert "build it again" in line or "not JSON" in line
+
+
+def test_what_was_left_out_is_compared(good, tmp_path, capsys):
+    dropped = [
+        {"file": "a", "reason": "too rough for a radiograph: roughness above 0.6"},
+        {"file": "b", "reason": "exact duplicate (equal pixels) of another patient", "copy_of": "i0"},
+        {"file": "c", "reason": "its patient is in test too"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in dropped)
+    true = {
+        "dropped": {"exact duplicate": 1, "too rough for a radiograph": 1},
+        "crossing_patients_images": 1,
+        "dropped_list_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+    def case(name, curation, **more):
+        folder = edited(good, tmp_path / name, lambda m: (m["counts"].update(curation=true | curation), m.update(more)))
+        (folder / "dropped.jsonl").write_text(text)
+        return faults(capsys, folder)
+
+    assert case("true", {}) == []
+    (line,) = case("counts", {"dropped": {"exact duplicate": 7}})
+    assert "counts.curation.dropped: the manifest says" in line and '"too rough for a radiograph": 1' in line
+    (line,) = case("crossing", {"crossing_patients_images": 2})
+    assert "crossing_patients_images" in line
+    (line,) = case("skipped", {}, skipped=[{"file": "i3", "reason": "invented"}])
+    assert "'i3': is a record, and is said to be left out" in line
+    (line,) = case("twice", {}, skipped=[{"file": "a", "reason": "invented"}])
+    assert "'a': is left out twice" in line
+
+
+def test_a_stray_file_is_a_warning(good, tmp_path, capsys):
+    folder = copied(good, tmp_path)
+    (folder / "notes.txt").write_text("x")
+    assert validate.main([f"--data={folder}", "--workers=0"]) == 0
+    assert capsys.readouterr().err.splitlines() == ["warning: 'notes.txt': is no part of the dataset"]
+
+
+def test_faults_of_a_kind_are_told_three_times_and_counted(good, tmp_path, capsys):
+    folder = edited(good, tmp_path, lambda m: m.update(vocabulary=["Edema"]))
+    lines = [line for line in faults(capsys, folder) if "features" in line or "more" in line]
+    assert sum("is no record of this dataset's features" in line for line in lines) == 3
+    assert "fault: and 6 more of records like this" in lines
 
 
 def payload_of(**changes) -> bytes:
