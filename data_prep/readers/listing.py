@@ -163,7 +163,7 @@ def read_file(root: Location, path: str) -> bytes:
 
 def labels_path(args: argparse.Namespace) -> Location | None:
     """The labels table of the flags, or the folder's own, or None."""
-    return _table_path(args.input, args.labels, DEFAULT_LABELS)
+    return _table_path(args, args.labels, DEFAULT_LABELS)
 
 
 def open_labels(args: argparse.Namespace, files: Sequence[str]) -> Labels:
@@ -185,7 +185,7 @@ def open_labels(args: argparse.Namespace, files: Sequence[str]) -> Labels:
     missing = [mask for mask, is_there in zip(masks, there, strict=True) if not is_there]
     if missing:
         raise DataError(f"{path}: {len(missing)} masks it names are not there; the first: {missing[0]}")
-    boxes_path = _table_path(root, args.boxes, None)
+    boxes_path = _table_path(args, args.boxes, None)
     boxes = read_boxes(boxes_path, files) if boxes_path else {}
     return Labels(path, table.vocabulary, rows, boxes, boxes_path, table.notes)
 
@@ -264,13 +264,19 @@ def _match(rows: tuple[Row, ...], files: Sequence[str], labels: Location | None)
     return matched
 
 
-def _table_path(root: Location, given: str | None, default: str | None) -> Location | None:
+def _table_path(args: argparse.Namespace, given: str | None, default: str | None) -> Location | None:
+    """Where a table is; one below the input folder is held to its links like an image."""
+    root: Location = args.input
     if given is None:
-        return root / default if default and (root / default).is_file() else None
+        return inside(root, default, args.follow_links) if default and (root / default).is_file() else None
     if not given:
         return None
     if "://" not in given:
-        return root / given if (root / given).is_file() else Path(given)
+        if not (root / given).is_file():
+            return Path(given)
+        # A path that leaves the folder by its own words was meant by who gave the flag.
+        leaves = PurePosixPath(given).is_absolute() or ".." in PurePosixPath(given).parts
+        return root / given if leaves else inside(root, given, args.follow_links)
     try:
         return location(given)
     except argparse.ArgumentTypeError as error:

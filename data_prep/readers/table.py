@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -33,6 +34,7 @@ _LABEL_WORDS = {
 }  # fmt: skip
 _LEGAL_LABELS = "1, yes, true; 0, no, false; -1, NA or empty (unknown)"
 _SEPARATORS = ",;\t"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _SEX = {"m": "M", "male": "M", "f": "F", "female": "F"}
 _MAX_AGE_YEARS = 120
 
@@ -103,6 +105,8 @@ def read_table(
         text = {name: cells[at].strip() if at is not None else "" for name, at in position.items()}
         if not text["file"]:
             raise DataError(f"{where}: the column {chosen['file']} is empty")
+        for name, cell in text.items():
+            _check_text(cell, where, chosen[name] or name)
         age = parse_age(text["age"])
         bad_ages += age == UNKNOWN_AGE and text["age"] not in ("", "-1")
         rows.append(
@@ -134,7 +138,9 @@ def read_boxes(file: Location, files: Sequence[str]) -> dict[str, list[Box]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(_not_utf_8(file, error)) from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read as a table of boxes ({error})") from None
     for number, row in enumerate(rows, 2):
         try:
@@ -143,6 +149,8 @@ def read_boxes(file: Location, files: Sequence[str]) -> dict[str, list[Box]]:
             image = row["file"]
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{file} line {number}: needs file, label or finding, and the numbers x, y, w, h") from None
+        _check_text(label, f"{file} line {number}", "the label")
+        _check_text(image, f"{file} line {number}", "file")
         if image not in known:
             raise DataError(f"{file} line {number}: {image} is not in the folder")
         boxes[image].append(Box(label, x, y, w, h))
@@ -186,14 +194,13 @@ def _read_csv(file: Location, notes: list[str]) -> tuple[list[str], list[tuple[i
     except FileNotFoundError:
         raise DataError(f"{file}: no such labels file") from None
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file}: is not in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); save it as CSV in "
-            "UTF-8, as iconv -f latin1 -t utf-8 does for a table in Latin-1"
-        ) from None
+        raise DataError(_not_utf_8(file, error)) from None
     except (OSError, csv.Error) as error:
         raise DataError(f"{file}: is no CSV file ({error})") from None
     if not header or not lines:
         raise DataError(f"{file}: holds no rows")
+    for name in header:
+        _check_text(name, str(file), "a column's name")
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise DataError(f"{file}: two columns are called {twice[0]!r}; rename one")
@@ -203,6 +210,24 @@ def _read_csv(file: Location, notes: list[str]) -> tuple[list[str], list[tuple[i
     if separator != ",":
         notes.append(f"{file.name}: its cells are separated by {'tabs' if separator == chr(9) else 'semicolons'}")
     return header, lines
+
+
+def _not_utf_8(file: Location, error: UnicodeDecodeError) -> str:
+    """What to say of a table in another encoding."""
+    if error.start == 0 and error.object[:2] in _UTF_16:
+        return f"{file}: is in UTF-16; turn it into UTF-8: iconv -f utf-16 -t utf-8"
+    return (
+        f"{file}: is not in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); save it as CSV in "
+        "UTF-8, as iconv -f latin1 -t utf-8 does for a table in Latin-1"
+    )
+
+
+def _check_text(text: str, where: str, column: str) -> None:
+    """Refuses ends of lines, control and invisible characters: two ids that look alike, a screen that obeys a table."""
+    if not text.isprintable():
+        odd = [one for one in text if unicodedata.category(one)[0] == "C" or unicodedata.category(one) in ("Zl", "Zp")]
+        if odd:
+            raise DataError(f"{where}: {column} is {text!a}; the character {odd[0]!a} is not legal there, remove it")
 
 
 def _check_patients(file: Location, at: int, lines: Sequence[tuple[int, list[str]]], notes: list[str]) -> None:
@@ -247,7 +272,7 @@ def _find_labels(
             continue
         values = {cells[at].strip() for _, cells in lines}
         if not all(_label_value(value) is not None for value in values):
-            _refuse_spoilt_labels(file, name, [(number, cells[at].strip()) for number, cells in lines])
+            _look_at_spoilt_labels(file, name, [(number, cells[at].strip()) for number, cells in lines], notes)
             runs.append([])
         elif values != {""}:
             runs[-1].append(name)
@@ -266,15 +291,21 @@ def _find_labels(
     return longest
 
 
-def _refuse_spoilt_labels(file: Location, name: str, cells: Sequence[tuple[int, str]]) -> None:
-    """A column of 0 and 1 with a few other cells is a label with slips; it must not vanish in silence."""
+def _look_at_spoilt_labels(file: Location, name: str, cells: Sequence[tuple[int, str]], notes: list[str]) -> None:
+    """A column of 0 and 1 with few other cells, or one, is a label with slips; it must not vanish in silence."""
     filled = [(number, text) for number, text in cells if text]
     odd = [(number, text) for number, text in filled if _label_value(text) is None]
-    if len(odd) <= SLIPS * len(filled):
-        number, text = odd[0]
+    known = sum(_label_value(text) in (POSITIVE, NEGATIVE) for _, text in filled)
+    number, text = odd[0]
+    if len(odd) <= SLIPS * len(filled) or (len(odd) == 1 and known > 1):
         raise DataError(
-            f"{file} line {number}: {name} holds {text!r} where its other cells are labels (1, 0, yes, no); mend it, "
+            f"{file} line {number}: {name} holds {text!a} where its other cells are labels (1, 0, yes, no); mend it, "
             f"or give --exclude_columns={name}"
+        )
+    if known > len(odd):
+        notes.append(
+            f"{file.name}: {name} is not taken for a label: {len(odd)} of {len(filled)} cells are none, the first is "
+            f"{text!a} in line {number} (--label_columns={name} insists)"
         )
 
 

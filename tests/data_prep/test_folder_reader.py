@@ -140,6 +140,44 @@ def test_a_slip_in_a_label_column_is_named(tmp_path):
     assert "Effusion" not in open_folder(folder, "--exclude_columns=Effusion").vocabulary
 
 
+def test_one_odd_cell_of_a_short_table_is_named_too_and_several_are_told(tmp_path):
+    folder = write_folder(tmp_path / "a", 4, Effusion=["1", "0", "2", "0"])
+    with pytest.raises(DataError, match=r"line 4: Effusion holds '2'.*--exclude_columns=Effusion"):
+        open_folder(folder)
+    assert "Effusion" not in open_folder(folder, "--exclude_columns=Effusion").vocabulary
+    source = open_folder(write_folder(tmp_path / "b", 5, Stage=["1", "0", "2", "0", "3"]))
+    note = "Stage is not taken for a label: 2 of 5 cells are none, the first is '2' in line 4 (--label_columns=Stage"
+    assert "Stage" not in source.vocabulary and any(note in one for one in source.notes)
+
+
+@pytest.mark.parametrize("odd", ["a\0b", "a\nb", "a\x1b[2Jb", "a\u202eb"])
+@pytest.mark.parametrize("column", ["patient_id", "study", "source", "file"])
+def test_characters_that_no_id_has(tmp_path, odd, column):
+    folder = write_folder(tmp_path / "in", 4, **{column: [odd, "1", "2", "3"]})
+    with pytest.raises(DataError, match=rf"line \d: {column} is 'a.*not legal there, remove it") as caught:
+        open_folder(folder)
+    assert str(caught.value).isprintable()
+
+
+def test_a_label_or_a_box_of_such_characters(tmp_path):
+    folder = write_folder(tmp_path / "in", 4, **{"Ede\x1bma": ["1", "0", "1", "0"]})
+    with pytest.raises(DataError, match=r"a column's name is 'Ede\\x1bma'"):
+        open_folder(folder)
+    folder = write_folder(tmp_path / "in2", 4)
+    (folder / "boxes.csv").write_text("file,label,x,y,w,h\nimages/0000.jpg,Ma\x1bss,1,1,2,2\n")
+    with pytest.raises(DataError, match=r"boxes.csv line 2: the label is 'Ma\\x1bss'"):
+        open_folder(folder, "--boxes=boxes.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_recognised(tmp_path, encoding):
+    folder = write_folder(tmp_path / "in", 4)
+    text = "\ufeff" + (folder / "labels.csv").read_text()
+    (folder / "labels.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=r"labels.csv: is in UTF-16; .*iconv -f utf-16 -t utf-8"):
+        open_folder(folder)
+
+
 def test_labels_in_words(tmp_path):
     folder = write_folder(tmp_path / "in", 4, Edema=["yes", "No", "NA", ""], Mass=["TRUE", "false", "n/a", "1"])
     source = open_folder(folder)

@@ -71,6 +71,17 @@ def test_links_that_leave_the_folder_need_a_flag(tmp_path, secret):
     assert "more/a.jpg" in [sample.key for sample in open_folder(folder, "--follow_links").samples]
 
 
+def test_a_table_by_a_link_that_leaves_the_folder(tmp_path):
+    folder = write_folder(tmp_path / "in", 2)
+    (folder / "labels.csv").rename(tmp_path / "elsewhere.csv")
+    os.symlink(tmp_path / "elsewhere.csv", folder / "labels.csv")
+    for flags in ((), ("--labels=labels.csv",), ("--labels=", "--boxes=labels.csv")):
+        with pytest.raises(DataError, match=r"^labels\.csv: is a link that leaves the input folder .*--follow_links"):
+            open_folder(folder, *flags)
+    for flag in ("--follow_links", f"--labels={tmp_path}/elsewhere.csv", "--labels=../elsewhere.csv"):
+        assert open_folder(folder, flag).vocabulary == ("Edema", "Mass")
+
+
 def test_links_in_a_circle_end(tmp_path):
     folder = write_folder(tmp_path / "in", 1)
     (folder / "labels.csv").unlink()
