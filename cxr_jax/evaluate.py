@@ -8,7 +8,8 @@ In: a run and a protocol. Out: results.json (ranking, decisions at a threshold, 
 patient-level bootstrap intervals), predictions.csv, and report.html, with baselines beside: the same protocol on a
 random network, and hand-made features.
 
-Everything is chosen on the selection split and scored once on the test split. Unknown labels are never negatives.
+What is chosen is chosen on selection rows; no test row takes part. A run that has learnt labels of test patients is
+refused. Unknown labels are never negatives.
 """
 
 from pathlib import Path
@@ -25,6 +26,7 @@ from cxr_jax.evals.attention import example_cases
 from cxr_jax.evals.audits import Evidence, run_audits
 from cxr_jax.evals.cached_columns import curve_section, curves_of
 from cxr_jax.evals.columns import PROTOCOLS, Asked, Source, open_source, score_columns
+from cxr_jax.evals.early import check_later_stages
 from cxr_jax.evals.excluded import excluded
 from cxr_jax.evals.frozen import frozen_features
 from cxr_jax.evals.long_tail import groups_by_frequency
@@ -35,6 +37,7 @@ from cxr_jax.evals.per_image_report import publish
 from cxr_jax.evals.predictions import write_predictions
 from cxr_jax.evals.protocols import Scores
 from cxr_jax.evals.publishing import together
+from cxr_jax.evals.seen import Scored, origin, require_unseen, sentences
 from cxr_jax.evals.studies import by_study, pair_views
 from cxr_jax.evals.subgroups import subgroups
 from cxr_jax.evals.task import ROLES, Task, open_task
@@ -105,6 +108,14 @@ def masked_of(config: ConfigDict, meta: dict[str, Any]) -> mask_protocol.Masked:
     )
 
 
+def training_rows(config: ConfigDict, source: Source, task: Task | mask_protocol.Masked) -> dict[str, dict[str, Any]]:
+    """What the run and those beside it were trained on. Raises DataError when that were test patients."""
+    data = config.data
+    where = choices(config, source.meta)["test"]
+    scored = Scored(task.splits, data.path or source.meta["config"]["data"]["path"], where, data.cache_dir)
+    return require_unseen((source, *map(open_source, config.baselines.runs)), scored)
+
+
 # Which rows a protocol of `PER_IMAGE` looks at, where that is not `task_of`.
 ROWS = {"segmentation": masked_of}
 
@@ -117,6 +128,7 @@ def score_each_image(config: ConfigDict, workdir: Path, source: Source) -> None:
         f"{config.init_from} was trained for {found}; legal is {wanted} with config.protocol={config.protocol!r}",
     )
     task = ROWS.get(config.protocol, task_of)(config, source.meta)
+    training = training_rows(config, source, task)
     asked = {"runs": config.baselines.runs, "floor": config.baselines.floor, "pictures": config.attention_images}
     environment = door.environment()
     lines = publish(
@@ -127,9 +139,12 @@ def score_each_image(config: ConfigDict, workdir: Path, source: Source) -> None:
             "run": str(config.init_from),
             "checkpoint step": source.meta["step"],
             "protocol": config.protocol,
+            **origin(source, training),
             "dataset fingerprint": task.splits["test"].manifest.fingerprint,
-            "rows": ", ".join(f"{role} {len(split)} of {split.name}" for role, split in task.splits.items()),
+            "rows of this evaluation": rows_by_role(task),
         },
+        training=training,
+        remarks=sentences(training),
         environment={"python": environment["python"], **environment["packages"]},
         bootstrap=config.bootstrap.to_dict(),
     )
@@ -181,6 +196,18 @@ def surroundings(
     }
 
 
+def rows_by_role(task: Task | mask_protocol.Masked) -> str:
+    """How many rows play which part in an evaluation; a trained head has had training rows of its own."""
+    return ", ".join(f"{role} {len(split):,} ({split.name})" for role, split in task.splits.items())
+
+
+def chosen_how(scores: Scores) -> str:
+    """What the report says of choices."""
+    if "selection" in scores.chosen:
+        return f"No test row took part in a choice. But {scores.chosen['selection']}."
+    return "What is chosen was chosen on the selection rows; no test row took part in a choice."
+
+
 def spoken_auroc(results: dict[str, Any]) -> str:
     """The mean AUROC and its interval in words, or why there is none."""
     score, interval = results["auroc_macro"], results["auroc_macro_interval"]
@@ -194,6 +221,7 @@ def main() -> None:
     """Run, protocol -> columns of scores -> results.json, predictions.csv, report.html."""
     config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir)
     check_evaluation(config, (*PROTOCOLS, *PER_IMAGE))
+    check_later_stages(config.to_dict())
     door.lock_workdir(workdir)
     source = open_source(config.init_from, None if config.step < 0 else config.step)
     if config.protocol in PER_IMAGE:
@@ -205,6 +233,7 @@ def main() -> None:
         "(configs/finetune), or take config.protocol=linear_probe or knn; masks are scored by segmentation",
     )
     task = task_of(config, meta)
+    training = training_rows(config, source, task)
     left_out = excluded(task, choices(config, meta))
     if config.study == "concatenate":
         task = pair_views(task)
@@ -225,17 +254,21 @@ def main() -> None:
         "run": str(config.init_from),
         "checkpoint step": meta["step"],
         "protocol": config.protocol,
+        "column": table[0].name,
+        **origin(source, training),
+        **({"learning rate": f"{first.chosen['learning_rate']:g}"} if "learning_rate" in first.chosen else {}),
         "dataset fingerprint": task.splits["test"].manifest.fingerprint,
         "split": task.splits["test"].name,
         "targets": ", ".join(task.targets),
-        "rows": ", ".join(f"{role} {len(split)}" for role, split in task.splits.items()),
+        "rows of this evaluation": rows_by_role(task),
         **({"a row": STUDY_ROWS[config.study]} if config.study in STUDY_ROWS else {}),
         **({"test images": "with their mirror pictures, scores averaged"} if config.test_time_flip else {}),
         **({"only the images of": config.data.only_images} if config.data.only_images else {}),
     }
     environment = door.environment()
     results = table[0].results | {
-        "evaluated": facts | {"column": table[0].name, "chosen": first.chosen},
+        "evaluated": facts | {"chosen": first.chosen},
+        "training": training,
         "baselines": {
             column.name: column.results | {"difference": column.difference, "chosen": columns[column.name].chosen}
             for column in table[1:]
@@ -261,7 +294,7 @@ def main() -> None:
             metrics_path=metrics if metrics.exists() else None,
             environment={"python": environment["python"], **environment["packages"]},
             extra=curve_section(columns, settings),
-            notes=("Everything was chosen on the selection split; the test split was scored once.",),
+            notes=(chosen_how(first), *sentences(training)),
             subgroups=beside["subgroups"],
             audits=beside["audits"],
             excluded=left_out,

@@ -4,6 +4,7 @@ In: dataset folders (several separated by commas, each local or remote), a split
 Out: `Split`. `steps` cuts global batches from it.
 """
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,10 @@ def check_targets(targets: Sequence[str], vocabulary: Sequence[str]) -> None:
     for target in targets:
         if target not in vocabulary and target not in attributes and not AGE.fullmatch(target):
             legal = ", ".join((*vocabulary, *attributes, "age>=N (years)"))
-            raise DataError(f"target {target!r} is not in the dataset; it has {legal}")
+            lower = {name.casefold(): name for name in (*vocabulary, *attributes)}
+            near = difflib.get_close_matches(str(target).casefold(), lower, n=1)
+            hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
+            raise DataError(f"target {target!r} is not in the dataset; it has {legal}{hint}")
 
 
 def target_values(record: Mapping, targets: Sequence[str], vocabulary: Sequence[str]) -> list[int]:

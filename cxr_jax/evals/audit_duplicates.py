@@ -28,8 +28,7 @@ def audit_duplicates(
     Raises:
       ValueError: correlation is not in 0.5..1.
     """
-    if not 0.5 <= correlation <= 1.0:
-        raise ValueError(f"audits.duplicate_correlation={correlation}: legal are 0.5 to 1")
+    check_correlation(correlation)
     test = thumbnails["test"]
     best, pairs = np.zeros(len(test)), []
     for role in ("train", "select"):
@@ -60,3 +59,9 @@ def audit_duplicates(
         "pairs": listed,
         "nearest": {name: float(np.quantile(best, q)) for name, q in (("median", 0.5), ("p99", 0.99), ("highest", 1))},
     }
+
+
+def check_correlation(correlation: float) -> None:
+    """Raises ValueError for a correlation that is not in 0.5..1."""
+    if not 0.5 <= correlation <= 1.0:
+        raise ValueError(f"audits.duplicate_correlation={correlation}: legal are 0.5 to 1")

@@ -39,8 +39,7 @@ def audit_labels(
     Raises:
       ValueError: neighbours is below 1.
     """
-    if neighbours < 1:
-        raise ValueError(f"audits.neighbours={neighbours} must be at least 1")
+    check_neighbours(neighbours)
     shares = {
         role: neighbour_shares(
             features["train"],
@@ -68,6 +67,12 @@ def audit_labels(
             "rows": candidates[:MAX_LISTED],
         }
     return found
+
+
+def check_neighbours(neighbours: int) -> None:
+    """Raises ValueError where nobody votes."""
+    if neighbours < 1:
+        raise ValueError(f"audits.neighbours={neighbours} must be at least 1")
 
 
 def neighbour_shares(

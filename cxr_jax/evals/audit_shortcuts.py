@@ -23,7 +23,7 @@ from cxr_jax.evals import classification
 from cxr_jax.evals.bootstrap import bootstrap, with_interval
 from cxr_jax.evals.linear_probe import fit_linear_probe
 from cxr_jax.evals.measures import Options
-from cxr_jax.evals.people import People
+from cxr_jax.evals.people import UNKNOWN, People
 from cxr_jax.evals.ranking import rank, weighted_metrics
 from cxr_jax.evals.subgroups import of_field
 
@@ -88,7 +88,8 @@ def audit_shortcuts(
     warn_auroc: float,
 ) -> dict:
     """Candidate -> finding -> `auroc` and its interval, `undefined`, `warning`, and with a warning `model_auroc` and
-    `model_auroc_within_strata` with their intervals. A candidate does not judge targets made of a field it knows.
+    `model_auroc_within_strata` with their intervals. A candidate does not judge targets made of a field it knows, and
+    one that is unknown or the same in all rows is `undefined`, with the reason.
 
     `warning` is whether the candidate's AUROC is at least `warn_auroc` and its interval excludes 0.5.
     """
@@ -97,6 +98,13 @@ def audit_shortcuts(
     model = classification.evaluate(model_scores, labels["test"], **known, **options.bootstrap)["per_class"]
     for candidate, (fields, features_of) in CANDIDATES.items():
         features = features_of(people, borders)
+        if why := nothing_known(fields, people, features):
+            found[candidate] = {
+                name: {"auroc": None, "auroc_interval": None, "undefined": why, "warning": False}
+                for name in class_names
+                if not any(of_field(name, field) for field in fields)
+            }
+            continue
         probe = fit_linear_probe(features["train"], labels["train"], features["select"], labels["select"])
         scores = probe.scores(features["test"])
         results = classification.evaluate(scores, labels["test"], **known, **options.bootstrap)["per_class"]
@@ -115,6 +123,29 @@ def audit_shortcuts(
                 entry |= with_interval("model_auroc_within_strata", *within, options.confidence)
             found[candidate][name] = entry
     return found
+
+
+def nothing_known(
+    fields: Sequence[str], people: Mapping[str, People], features: Mapping[str, Float[np.ndarray, "_ f"]]
+) -> str | None:
+    """Why a candidate cannot predict anything: its fields are unknown, or the same, in all rows it would learn from or
+    be judged on; None if it can."""
+    for role in ("train", "test"):
+        values = [_known(people[role], field) for field in fields]
+        if values and not any(len(known) for known in values):
+            return f"{' and '.join(fields)} not known in the {role} rows"
+        if len(features[role]) and (features[role] == features[role][0]).all():
+            one = [str(known[0]) for known in values if len(known)]
+            return f"the same in all {role} rows{': ' + ', '.join(one) if one else ''}"
+    return None
+
+
+def _known(people: People, field: str) -> np.ndarray:
+    """The values of a field in the rows that know it."""
+    if field == "age":
+        return people.age_years[np.isfinite(people.age_years)]
+    values = getattr(people, field)
+    return values[(values != UNKNOWN) & (values != "")]
 
 
 def warns(entry: Mapping[str, Any], warn_auroc: float) -> bool:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from cxr_jax.evals.audit_duplicates import audit_duplicates
-from cxr_jax.evals.audit_labels import audit_labels
+from cxr_jax.evals.audit_duplicates import audit_duplicates, check_correlation
+from cxr_jax.evals.audit_labels import audit_labels, check_neighbours
 from cxr_jax.evals.audit_pixels import Pixels, read_pixels
 from cxr_jax.evals.audit_shortcuts import audit_shortcuts
 from cxr_jax.evals.audit_source import audit_source
@@ -79,14 +79,21 @@ AUDITS: dict[str, Callable[[Evidence, Mapping[str, Any]], dict]] = {
 }
 
 
+def check_audits(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for `warn_auroc` not in 0.5..1, `duplicate_correlation` not in 0.5..1, or no `neighbours`."""
+    if not 0.5 <= settings["warn_auroc"] <= 1.0:
+        raise ValueError(f"audits.warn_auroc={settings['warn_auroc']}: legal are 0.5 to 1")
+    check_correlation(settings["duplicate_correlation"])
+    check_neighbours(settings["neighbours"])
+
+
 def run_audits(evidence: Evidence, settings: Mapping[str, Any]) -> dict:
     """The audits that `settings` switches on, and `warnings`: sentences for the top of a report.
 
     Raises:
       ValueError: `warn_auroc` is not in 0.5..1, or an audit refuses its setting.
     """
-    if not 0.5 <= settings["warn_auroc"] <= 1.0:
-        raise ValueError(f"audits.warn_auroc={settings['warn_auroc']}: legal are 0.5 to 1")
+    check_audits(settings)
     found = {name: audit(evidence, settings) for name, audit in AUDITS.items() if settings[name]}
     return {"warnings": warnings(found), "settings": dict(settings), **found}
 

@@ -5,15 +5,16 @@ a new protocol is one function that makes the columns of runs and networks, and 
 which need no network, are added to every protocol alike.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Integer
 
 from cxr_jax import checkpoint
-from cxr_jax.config import require
+from cxr_jax.config import RunError, require
 from cxr_jax.evals import cached_columns, protocols
 from cxr_jax.evals.features import Geometry, random_backbone
 from cxr_jax.evals.protocols import Scores
@@ -21,6 +22,9 @@ from cxr_jax.evals.task import Task
 from cxr_jax.objectives.supervised import Supervised
 
 NETWORKS = {"teacher": "targets", "student": "params"}
+# How reports call heads and what was done with the backbone under them; other heads go by their own name.
+SPOKEN_HEADS = {"glori": "GLoRI", "ml_decoder": "ML-Decoder", "linear": "linear head", "upernet": "UPerNet"}
+MODES = {"frozen": "frozen", "lora": "LoRA", "full": "full fine-tuning"}
 
 
 @dataclass(frozen=True)
@@ -90,20 +94,36 @@ def head_scores(source: Source, task: Task) -> Scores:
         return runners[mirrored](task.splits[role], networks)["logits"]
 
     logits = {"select": run("select"), "test": task.over_mirror(lambda mirrored: run("test", mirrored))}
-    grid = [
-        protocols.mean_auroc(logits["select"][:, i], task.labels["select"])
-        for i in range(len(objective.learning_rates))
-    ]
-    best = int(np.argmax(grid))
+    best, grid, broken = best_rate(source.run, objective.learning_rates, logits["select"], task.labels["select"])
     rates = dict(zip(map(str, objective.learning_rates), grid, strict=True))
     chosen = {
         "learning_rate": objective.learning_rates[best],
         "selection_auroc": rates,
         "pretrained": meta["pretrained"],
     }
+    if broken:
+        chosen["not finite"] = broken
     if task.splits["select"].name in meta["config"]["data"]["split"].split("+"):
         chosen["selection"] = "the selection rows were trained on, so thresholds chosen on them are too sure"
     return Scores(logits["test"][:, best], chosen, logits["select"][:, best], "logit")
+
+
+def best_rate(
+    run: str, rates: Sequence[float], logits: Float[np.ndarray, "n rates c"], labels: Integer[np.ndarray, "n c"]
+) -> tuple[int, list[float | None], list[float]]:
+    """The rate with the best mean AUROC, that of each, and those whose logits are not finite, which are passed over.
+
+    Raises RunError when the logits of no rate are finite.
+    """
+    finite = np.isfinite(logits).all(axis=(0, 2))
+    broken = [rate for rate, whole in zip(rates, finite, strict=True) if not whole]
+    if not finite.any():
+        raise RunError(f"{run}: the logits of every learning rate are not finite; its training diverged")
+    if broken:
+        print(f"{run}: learning rates {broken} have logits that are not finite and are passed over", flush=True)
+    grid = [protocols.mean_auroc(logits[:, i], labels) if whole else None for i, whole in enumerate(finite)]
+    best = max((value, -i) for i, value in enumerate(grid) if value is not None)
+    return -best[1], grid, broken
 
 
 def head_columns(source: Source, task: Task, asked: Asked) -> dict[str, Scores]:
@@ -181,8 +201,15 @@ def score_columns(source: Source, task: Task, *, protocol: str, asked: Asked, fl
     return columns
 
 
-def column_name(run: str, meta: dict[str, Any], taken: Collection[str]) -> str:
-    """What the report calls a fine-tuned run: its backbone, and where that is `taken`, the run as well."""
-    network = meta["pretrained"]["network"]
-    name = "random network" if network == "random" else f"pretrained ({network})"
+def backbone_mode(meta: Mapping[str, Any]) -> str:
+    """How a fine-tuned run trained its backbone, a key of `MODES`."""
+    return meta.get("backbone", {}).get("mode", "frozen")
+
+
+def column_name(run: str, meta: Mapping[str, Any], taken: Collection[str]) -> str:
+    """What the report calls a fine-tuned run: its head, backbone and how that was trained; where that is `taken`, the
+    run as well."""
+    network, head = meta["pretrained"]["network"], meta["head"]["name"]
+    on = "random network" if network == "random" else network
+    name = f"{SPOKEN_HEADS.get(head, head)} on {on}, {MODES[backbone_mode(meta)]}"
     return f"{name}, {run}" if name in taken else name

@@ -9,12 +9,14 @@ everything that they depend on: the weights' digests, the model, the dataset's f
 blocks, tokens. A folder that is damaged, or of something else, is told and made again.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import time
+import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -32,8 +34,10 @@ from cxr_jax.evals.task import Task
 from cxr_jax.models.vit import Features, ViT
 
 TOKENS = ("registers", "patches", "mean_patch")  # CLS tokens are always kept
-FORMAT = 1
+FORMAT = 2
 GB = 1e9
+DRAFT = ".writing-"
+STALE_SECS = 24 * 3600.0  # a draft as old as this was left by a process that was killed
 
 Arrays = dict[str, np.ndarray]
 
@@ -164,21 +168,66 @@ def _name(key: Mapping[str, Any]) -> str:
 
 
 def save(place: Path, key: Mapping[str, Any], arrays: Arrays) -> None:
-    """Write all of it beside `place`, then rename: a folder is whole or not there. Raises ValueError if it cannot."""
+    """Write all of it beside `place`, then rename: a folder is whole or not there.
+
+    Where another process was quicker, what it wrote is the same and stays. Raises ValueError if it cannot be written.
+    """
+    draft = place.parent / f"{DRAFT}{uuid.uuid4().hex}"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".writing-", dir=place.parent))
-    except OSError as error:
-        raise ValueError(f"features.cache={place.parent}: cannot be written ({error.strerror})") from None
-    try:
+        _sweep(place.parent)
+        draft.mkdir()  # with the modes of the umask, so that colleagues can share a cache
         for name, array in arrays.items():
             np.save(draft / f"{name}.npy", array, allow_pickle=False)
-        facts = {name: {"shape": list(array.shape), "crc32": _crc(array)} for name, array in arrays.items()}
+        facts = {name: _facts(array) for name, array in arrays.items()}
         (draft / "about.json").write_text(json.dumps({"key": dict(key), "arrays": facts}, indent=1) + "\n")
-        shutil.rmtree(place, ignore_errors=True)
-        os.rename(draft, place)
+        _put(draft, place, key)
+    except OSError as error:
+        raise ValueError(f"features.cache={place.parent}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _put(draft: Path, place: Path, key: Mapping[str, Any]) -> None:
+    """Rename a draft to its place; a folder there that is damaged makes way, one that is whole stays."""
+    try:
+        os.rename(draft, place)
+        return
+    except OSError:
+        if not place.exists():
+            raise
+    if load(place, key) is not None:
+        return
+    # Moved away first: two that find the same damaged folder cannot both remove what the other has just put there.
+    away = place.parent / f"{DRAFT}{uuid.uuid4().hex}"
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(place, away)
+        shutil.rmtree(away, ignore_errors=True)
+    try:
+        os.rename(draft, place)
+    except OSError:
+        if load(place, key) is None:
+            raise
+
+
+def _sweep(folder: Path) -> None:
+    """Remove drafts that a killed process left."""
+    for draft in folder.glob(f"{DRAFT}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime > STALE_SECS:
+                shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_folder(folder: str) -> None:
+    """Raise ValueError where features cannot be kept, before any are computed; "" keeps none."""
+    if not folder:
+        return
+    probe = Path(folder) / f"{DRAFT}{uuid.uuid4().hex}"
+    try:
+        probe.mkdir(parents=True)
+        probe.rmdir()
+    except OSError as error:
+        raise ValueError(f"features.cache={folder}: cannot be written ({error.strerror or error})") from None
 
 
 def load(place: Path, key: Mapping[str, Any]) -> Arrays | None:
@@ -191,13 +240,18 @@ def load(place: Path, key: Mapping[str, Any]) -> Arrays | None:
             raise ValueError("it was made of something else")
         arrays = {name: np.load(place / f"{name}.npy", allow_pickle=False) for name in Features._fields}
         for name, array in arrays.items():
-            if about["arrays"][name] != {"shape": list(array.shape), "crc32": _crc(array)}:
+            if about["arrays"][name] != _facts(array):
                 raise ValueError(f"{name}.npy is not what was saved")
         return arrays
     except Exception as error:  # whatever a cut or overwritten file raises
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         print(f"features.cache: {place} cannot be used ({why}); its features are computed again", flush=True)
         return None
+
+
+def _facts(array: np.ndarray) -> dict[str, Any]:
+    """What has to be the same when it is read: the header's dtype and shape, and the bytes."""
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "crc32": _crc(array)}
 
 
 def _crc(array: np.ndarray) -> int:

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from cxr_jax.config import require
 from cxr_jax.data.records import DataError
-from cxr_jax.data.source import Split, open_split
+from cxr_jax.data.source import Split
 from cxr_jax.evals import segmentation
 from cxr_jax.evals.classification import require_disjoint_patients
 from cxr_jax.evals.columns import Source, column_name, open_source, trained_networks
@@ -22,7 +22,7 @@ from cxr_jax.evals.features import Geometry, identities
 from cxr_jax.evals.figures import outlined
 from cxr_jax.evals.per_image_report import Case, Page, ScoreColumn, lowest_middle_highest
 from cxr_jax.evals.segmentation import SCORES, MaskFunction
-from cxr_jax.evals.task import ROLES
+from cxr_jax.evals.task import ROLES, open_role
 from cxr_jax.objectives.segmentation import Segmentation
 
 FLOOR = "mean training mask and darkness"
@@ -42,7 +42,7 @@ NOTES = (
     "what the input's resolution costs.",
     "Images without a mask are not scored. An image whose true mask is empty is undefined, whatever is predicted, and "
     "left out of every column.",
-    "Everything was chosen on the selection split by mean Dice; the test split was scored once.",
+    "What is chosen was chosen on the selection split by mean Dice; no test row took part in a choice.",
     f"{FLOOR}: log odds of the training masks' mean at each pixel, minus how bright the pixel is; nothing is learned.",
 )
 
@@ -76,7 +76,7 @@ def open_masked(
     sharding: NamedSharding,
 ) -> Masked:
     """Open the rows with masks, `splits` naming one for each of `ROLES`. Raises DataError if they share a patient."""
-    opened = {role: open_split(path, splits[role], where=where, cache_dir=cache_dir, masks=True) for role in ROLES}
+    opened = {role: open_role(role, path, splits[role], where=where, cache_dir=cache_dir, masks=True) for role in ROLES}
     try:
         require_disjoint_patients(**{role: identities(split, "patient_id") for role, split in opened.items()})
     except ValueError as error:

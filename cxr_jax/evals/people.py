@@ -17,6 +17,18 @@ UNKNOWN = "UNKNOWN"
 FIELDS = ("source", "view", "sex", "age")  # that subgroups can be made of
 
 
+def check_field(field: str) -> None:
+    """Raises ValueError for a field that no subgroups can be made of."""
+    if field not in FIELDS:
+        raise ValueError(f"subgroups.fields has {field!r}; legal are {', '.join(FIELDS)}")
+
+
+def check_bins(bins: Sequence[float]) -> None:
+    """Raises ValueError for edges in years that do not rise."""
+    if list(bins) != sorted(set(bins)):
+        raise ValueError(f"subgroups.age_bins={tuple(bins)} must rise")
+
+
 @dataclass(frozen=True)
 class People:
     """The rows of a split. `age_years` is NaN where unknown; `image_bytes` is the size of the stored JPEG."""
@@ -40,8 +52,7 @@ class People:
         Raises:
           ValueError: another field, or bins that do not rise.
         """
-        if field not in FIELDS:
-            raise ValueError(f"subgroups.fields has {field!r}; legal are {', '.join(FIELDS)}")
+        check_field(field)
         if field == "age":
             return self._ages(age_bins)
         values = getattr(self, field)
@@ -49,8 +60,7 @@ class People:
         return {str(value): np.flatnonzero(values == value) for value in known}
 
     def _ages(self, bins):
-        if list(bins) != sorted(set(bins)):
-            raise ValueError(f"subgroups.age_bins={tuple(bins)} must rise")
+        check_bins(bins)
         edges = [-np.inf, *bins, np.inf]
         groups = {}
         for low, high in itertools.pairwise(edges):

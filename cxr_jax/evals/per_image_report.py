@@ -67,8 +67,13 @@ def publish(
     evaluated: Mapping[str, object],
     environment: Mapping[str, object],
     bootstrap: Mapping[str, Any],
+    training: Mapping[str, Any],
+    remarks: Sequence[str],
 ) -> list[str]:
-    """Write results.json, predictions.csv and report.html; returns what the screen says."""
+    """Write results.json, predictions.csv and report.html; returns what the screen says.
+
+    `training` is by run what it was trained on, `remarks` what a reader has to know of that (`seen`).
+    """
     names, first = list(page.headings), page.columns[0]
     patients = np.asarray(page.identities["patient_id"])
     scores = tabulate(page.columns, names, patients, page.groups, bootstrap)
@@ -79,6 +84,7 @@ def publish(
         results |= {f"{name}_mean": entry["mean"], f"{name}_mean_interval": entry["interval"]}
     chosen = {column.name: dict(column.chosen) for column in page.columns}
     evaluated_column = {"column": first.name, "chosen": chosen[first.name]}
+    results |= {"training": dict(training)}
     results |= {"scores": scores, "chosen": chosen, "evaluated": {**evaluated, **evaluated_column}}
     results |= {"bootstrap": {"unit": "patient", "method": "percentile", **bootstrap}, "environment": environment}
     share = f"{100 * bootstrap['confidence']:g} %"
@@ -89,13 +95,13 @@ def publish(
         write_per_image_report(
             report,
             title=title,
-            evaluated=evaluated,
+            evaluated={"column": first.name, **evaluated, **rate_of(first)},
             headings=page.headings,
             scores=scores,
             tiles=page.tiles,
             cases=page.cases,
             explanation=page.explanation,
-            notes=(*page.notes, drawn),
+            notes=(*page.notes, drawn, *remarks),
             environment=environment,
         )
     lines = []
@@ -103,6 +109,13 @@ def publish(
         found = [(page.headings[tile], whole[column.name][tile]) for tile in page.tiles]
         lines.append(f"{column.name:34s} " + "  ".join(_spoken(head, entry) for head, entry in found))
     return lines
+
+
+def rate_of(column: ScoreColumn) -> dict[str, str]:
+    """The learning rate that was chosen, in words."""
+    if "learning_rate" in column.chosen:
+        return {"learning rate": f"{column.chosen['learning_rate']:g}"}
+    return {"chosen": str(column.chosen["chosen"])} if "chosen" in column.chosen else {}
 
 
 def _spoken(head: str, entry: dict) -> str:

@@ -54,7 +54,8 @@ def write_report(
       environment: versions and devices.
       notes: sentences about how the task was set up.
       subgroups, audits, excluded: what `subgroups.subgroups`, `audits.run_audits` and `excluded.excluded` return.
-      settings: `subgroups` and `long_tail` of the config, which the tables name.
+      settings: `subgroups`, `long_tail` and `metrics` of the config, which the tables name; calibration is shown with
+        the last.
       extra: further sections, shown after the scores.
 
     Raises:
@@ -69,7 +70,7 @@ def write_report(
         ("groups", "Frequent and rare findings", _long_tail(class_names, columns, settings)),
         ("curves", "ROC and precision-recall curves", report_scores.roc_and_pr(class_names, labels, columns)),
         ("decisions", "At a threshold", report_decisions.decisions(class_names, first)),
-        ("calibration", "Do probabilities come true?", report_decisions.calibration(class_names, labels, columns)),
+        ("calibration", "Do probabilities come true?", _calibration(class_names, labels, columns, settings)),
         ("subgroups", "Source, view, sex and age", _subgroups(class_names, subgroups, settings)),
         *extra,
         ("examples", "Where the head looks" if maps else "Examples", report_context.examples(attention)),
@@ -98,6 +99,12 @@ def _check(class_names, labels, columns) -> None:
 
 def _long_tail(class_names, columns, settings) -> str:
     return report_groups.long_tail(class_names, columns, settings["long_tail"]) if "long_tail" in settings else ""
+
+
+def _calibration(class_names, labels, columns, settings) -> str:
+    if "metrics" not in settings:
+        return ""
+    return report_decisions.calibration(class_names, labels, columns, settings["metrics"]["calibration_bins"])
 
 
 def _subgroups(class_names, found, settings) -> str:

@@ -32,6 +32,9 @@ def _shortcuts(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
             if entry is None:
                 cells += plain("by definition")
             else:
+                if entry["undefined"]:
+                    cells += plain(entry["undefined"])
+                    continue
                 style = "lower" if entry["warning"] else ""
                 cells.append(value_cell(entry["auroc"], entry["auroc_interval"], style=style))
         rows.append(row(text(candidate), cells))
@@ -113,8 +116,10 @@ def _labels(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
             cells = name, listed["split"], label, share(listed["positive_neighbours"])
             lists.append(row(text(listed["image_id"]), plain(*cells)))
     caption = (
-        f"Labels that the {settings['neighbours']} most alike training images of other patients contradict: candidates "
-        "for a wrong label, to look at. The AUROC says how well such a vote ranks the training labels at all; near 0.5 "
+        "Labels of the dataset that disagree with the vote of the "
+        f"{settings['neighbours']} training images of other patients whose frozen features are most alike (the two "
+        "labels weighted as if equally frequent): candidates for a wrong label, to look at; the scores above do not "
+        "use them. The AUROC says how well such a vote ranks the training labels at all; near 0.5 "
         f"the list is noise. The list has the {LISTED} strongest of each finding, results.json up to 20."
     )
     summary = table(("Finding", "AUROC of the vote", "Contradicted", "Of"), rows, caption)

@@ -79,8 +79,13 @@ def _reasons(class_names, column) -> str:
     return muted("; ".join(lines) + ".") if lines else ""
 
 
-def calibration(class_names: Sequence[str], labels: Integer[ndarray, "n c"], columns: Sequence[Column]) -> str:
-    """Reliability curves of every finding that is defined, for columns whose scores are probabilities."""
+def calibration(
+    class_names: Sequence[str], labels: Integer[ndarray, "n c"], columns: Sequence[Column], bins: int
+) -> str:
+    """Reliability curves of every finding that is defined, for columns whose scores are probabilities.
+
+    `bins` is the number that the calibration error was made with.
+    """
     per_class = columns[0].results["per_class"]
     if not class_names or "brier" not in per_class[class_names[0]]:
         return ""
@@ -105,6 +110,7 @@ def calibration(class_names: Sequence[str], labels: Integer[ndarray, "n c"], col
     explanation = (
         "Of the images that were given a probability near p, the share that has the finding: on the diagonal, "
         "probabilities come true; below it, they are too high. Bars are Wilson intervals of the evaluated column, "
-        f"which take images as independent; {PLOT_BINS} bins. Brier score: lower is better, 0.25 is a constant 0.5."
+        f"which take images as independent; {PLOT_BINS} bins are drawn. The calibration error is made with {bins} "
+        "bins. Brier score: lower is better, 0.25 is a constant 0.5."
     )
     return f'<p>{explanation}</p>{muted(legend)}<div class="figures small">{"".join(cards)}</div>' if cards else ""

@@ -34,6 +34,9 @@ def headline(columns: Sequence[Column], evaluated: Mapping[str, object], warning
     counts = results["counts"]
     defined = f"{len(results['classes_in_macro'])} of {counts['classes']} findings"
     names = ("AUROC", "AUPRC") if counts["classes"] == 1 else (f"AUROC, mean of {defined}", f"AUPRC, mean of {defined}")
+    chances = [results["per_class"][name]["prevalence"] for name in results["classes_in_macro"]]
+    if chances:
+        names = (f"{names[0]} (chance 0.500)", f"{names[1]} (chance {number(sum(chances) / len(chances))})")
     tiles = [
         *(
             (number(results[f"{metric}_macro"]), interval(results[f"{metric}_macro_interval"]), name)

@@ -22,7 +22,7 @@ from cxr_jax.evals.bootstrap import bootstrap, interval, with_interval
 from cxr_jax.evals.classification import undefined_reason
 from cxr_jax.evals.decisions import decision_metrics
 from cxr_jax.evals.measures import Options
-from cxr_jax.evals.people import People
+from cxr_jax.evals.people import People, check_bins, check_field
 from cxr_jax.evals.ranking import rank, weighted_metrics
 
 METRICS = ("auroc", "auprc", "sensitivity", "specificity")
@@ -51,8 +51,7 @@ def subgroups(
     Raises:
       ValueError: an unknown field, bins that do not rise, or min_positive_patients below 1.
     """
-    if min_positive_patients < 1:
-        raise ValueError(f"subgroups.min_positive_patients={min_positive_patients} must be at least 1")
+    check_subgroups(fields, age_bins, min_positive_patients)
     rows_of = {field: people.groups(field, age_bins) for field in fields}
     keys = [
         (f, c, g) for f in fields for c, name in enumerate(class_names) for g in rows_of[f] if not of_field(name, f)
@@ -83,6 +82,15 @@ def subgroups(
             rates = points["sensitivity"][own], samples["sensitivity"][own]
             found[field][name]["gap"] = _gap(found[field][name]["groups"], *rates, options.confidence)
     return found
+
+
+def check_subgroups(fields: Sequence[str], age_bins: Sequence[float], min_positive_patients: int) -> None:
+    """Raises ValueError for an unknown field, bins that do not rise, or min_positive_patients below 1."""
+    for field in fields:
+        check_field(field)
+    check_bins(age_bins)
+    if min_positive_patients < 1:
+        raise ValueError(f"subgroups.min_positive_patients={min_positive_patients} must be at least 1")
 
 
 def of_field(target: str, field: str) -> bool:

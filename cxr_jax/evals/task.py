@@ -20,6 +20,7 @@ from cxr_jax.evals.features import identities, make_runner
 from cxr_jax.evals.rows import keep_images
 
 ROLES = ("train", "select", "test")
+SPLIT_KEYS = {"train": "train_split", "select": "select_split", "test": "split"}  # of `config.data`
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,16 @@ class Task:
         """
         plain = scores(False)
         return (plain + scores(True)) / 2 if self.flip else plain
+
+
+def open_role(role: str, path: str, name: str, **options: Any) -> Split:
+    """`open_split` of the rows of a role; what it finds wrong with split or targets is told behind their key."""
+    try:
+        return open_split(path, name, **options)
+    except DataError as error:
+        text = str(error)
+        key = "targets" if text.startswith("target ") else SPLIT_KEYS[role] if "has no split" in text else ""
+        raise DataError(f"config.data.{key}: {text}" if key else text) from None
 
 
 def open_task(
@@ -82,9 +93,8 @@ def open_task(
     for role in ROLES:
         test = role == "test"
         chosen = where if test or train_where is None else train_where
-        split = open_split(
-            path if test else train_path or path, splits[role], where=chosen, targets=targets, cache_dir=cache_dir
-        )
+        place = path if test else train_path or path
+        split = open_role(role, place, splits[role], where=chosen, targets=targets, cache_dir=cache_dir)
         file = only_images if test else train_only_images
         opened[role] = keep_images(split, file, "only_images" if test else "train_only_images") if file else split
     patients = {role: identities(split, "patient_id") for role, split in opened.items()}

@@ -1,10 +1,13 @@
 """Audits: what was planted is found, what is not there is not, and undecidable cases say so."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 from test_measures import OPTIONS, crowd
 
+from cxr_jax.evals import report_audits
 from cxr_jax.evals.audit_duplicates import audit_duplicates
 from cxr_jax.evals.audit_labels import audit_labels, neighbour_shares
 from cxr_jax.evals.audit_pixels import border_statistics, thumbnail
@@ -46,6 +49,26 @@ def test_a_shortcut_is_found_and_what_it_leaves_of_the_model(world):
     assert flagged == [(FILE, "spoilt")]
     (sentence,) = warnings({"shortcuts": found})
     assert sentence.startswith("File size") and "predicts spoilt" in sentence and f"{expected:.3f}" in sentence
+
+
+def test_fields_that_tell_nothing_are_undefined(world):
+    """Source is the same in all rows, view and sex are unknown, so is age: no AUROC of 0.500 is made up."""
+    people, labels, honest, _ = world
+    unknown = {"source": "x", "view": "UNKNOWN", "sex": "UNKNOWN", "age_years": np.nan}
+    people = {
+        role: dataclasses.replace(one, **{name: np.full(len(one), value) for name, value in unknown.items()})
+        for role, one in people.items()
+    }
+    borders = {role: np.zeros((rows, 3)) for role, rows in SIZES.items()}
+    found = audit_shortcuts(people, borders, labels, ["spoilt", "clean"], honest, OPTIONS, warn_auroc=0.7)
+    reasons = {candidate: findings["clean"]["undefined"] for candidate, findings in found.items()}
+    assert reasons["source"] == "the same in all train rows: x"
+    assert reasons["view"] == "view not known in the train rows"
+    assert reasons["age and sex"] == "age and sex not known in the train rows"
+    assert reasons["border statistics"] == "the same in all train rows" and reasons[FILE] is None
+    assert found["view"]["clean"]["auroc"] is None and len(warnings({"shortcuts": found})) == 1
+    page = report_audits.audits({"shortcuts": found, "settings": {"warn_auroc": 0.7}})
+    assert "view not known" in page and "0.500 " not in page
 
 
 def test_within_strata_counts_pairs_of_one_stratum():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,7 @@ def test_whatever_they_depend_on_is_in_their_key(setting, tmp_path):
     assert len({json.dumps(key) for key in keys}) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "other_key", "gone", "pickle", "not_json"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "byte_order", "other_key", "gone", "pickle", "not_json"])
 def test_damaged_features_are_told_and_made_again(damage, setting, tmp_path, capsys):
     computed, runs = get(setting, tmp_path), setting[-1]
     (folder,) = tmp_path.iterdir()
@@ -122,6 +123,8 @@ def test_damaged_features_are_told_and_made_again(damage, setting, tmp_path, cap
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
         file.write_bytes(bytes(data))
+    elif damage == "byte_order":
+        file.write_bytes(file.read_bytes().replace(b"'<f4'", b"'>f4'"))
     elif damage == "gone":
         file.unlink()
     elif damage == "pickle":
@@ -144,9 +147,38 @@ def test_a_save_that_is_cut_short_leaves_nothing(setting, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(feature_cache.np, "save", broken)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(ValueError, match=r"features.cache=.*No space"):
             get(setting, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_who_comes_second_keeps_what_the_first_has_written(setting, tmp_path):
+    """Two evaluations computed the same: the second finds a whole folder where it would rename its own to."""
+    computed = get(setting, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    key, before = json.loads((folder / "about.json").read_text())["key"], (folder / "about.json").stat().st_ino
+    feature_cache.save(folder, key, computed)
+    assert (folder / "about.json").stat().st_ino == before and list(tmp_path.iterdir()) == [folder]
+    (folder / "cls.npy").write_bytes(b"")
+    feature_cache.save(folder, key, computed)
+    same(feature_cache.load(folder, key), computed)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_others_may_read_the_cache_and_old_drafts_are_removed(setting, tmp_path):
+    old, young = tmp_path / ".writing-old", tmp_path / ".writing-young"
+    for draft in (old, young):
+        draft.mkdir()
+    os.utime(old, (0, 0))
+    before = os.umask(0o022)
+    try:
+        get(setting, tmp_path)
+    finally:
+        os.umask(before)
+    assert not old.exists() and young.exists()
+    (folder,) = (path for path in tmp_path.iterdir() if path != young)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
 
 
 @pytest.mark.parametrize(

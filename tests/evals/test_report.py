@@ -120,7 +120,8 @@ def written(tmp_path_factory):
         subgroups=GROUPS,
         audits=AUDITS,
         excluded=EXCLUDED,
-        settings={"long_tail": {"head_above": 9, "tail_below": 9}, "subgroups": {"min_positive_patients": 20}},
+        settings={"long_tail": {"head_above": 9, "tail_below": 9}, "subgroups": {"min_positive_patients": 20}}
+        | {"metrics": {"calibration_bins": 15}},
         extra=[("masks", "Lung masks", "<p>made elsewhere</p>")],
     )
     return path, columns

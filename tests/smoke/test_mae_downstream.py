@@ -105,7 +105,7 @@ def test_masks_are_scored_beside_other_runs_and_the_floor(trained, tmp_path, mon
     config.attention_images = 4
     results = evaluated(config, tmp_path, monkeypatch)
     columns = results["scores"]["All images"]
-    name = "pretrained (student)"
+    name = "linear head on student, frozen"
     assert list(columns) == [name, f"{name}, {trained}", "mean training mask and darkness"]
     first = columns[name]["dice"]
     assert results["dice_mean"] == first["mean"] and first["interval"][0] <= first["mean"] <= first["interval"][1]
@@ -136,18 +136,20 @@ def test_attention_is_scored_against_boxes_beside_rivals_that_see_no_image(
     """A GLoRI head on phantoms, whose records have boxes; `train` is scored, where there are boxes of both targets."""
     finetuning = load("finetune/small_glori")
     finetuning.init_from = str(pretrained)
-    run(shrink(finetuning, phantom_dataset), tmp_path / "glori", monkeypatch)
+    finetuning = shrink(finetuning, phantom_dataset)
+    finetuning.data.split, finetuning.batch_size, finetuning.optim.learning_rates = "val+test", 4, (1e-3,)
+    run(finetuning, tmp_path / "glori", monkeypatch)
     config = load("eval/localisation")
     config.init_from, config.attention_images = str(tmp_path / "glori"), 2
     config.data.update(train_split="val", select_split="test", split="train")
     results = evaluated(config, tmp_path / "boxes", monkeypatch)
     whole = results["scores"]["All images"]
-    assert list(whole)[:2] == ["pretrained (student)", "middle of the picture"]
+    assert list(whole)[:2] == ["GLoRI on student, frozen", "middle of the picture"]
     assert set(results["scores"]) == {"All images", "Effusion", "Nodule"}
     for entries in whole.values():
         assert all(0 <= entry["mean"] <= 1 for entry in entries.values())
-        assert entries["chance"]["mean"] == whole["pretrained (student)"]["chance"]["mean"]
-    assert results["hit_mean"] == whole["pretrained (student)"]["hit"]["mean"]
+        assert entries["chance"]["mean"] == whole["GLoRI on student, frozen"]["chance"]["mean"]
+    assert results["hit_mean"] == whole["GLoRI on student, frozen"]["hit"]["mean"]
     assert (tmp_path / "boxes/report.html").read_text().count("data:image/jpeg") == 4
     monkeypatch.setattr(localisation, "boxed_images", lambda *_: ([], {}))
     with pytest.raises(DataError, match="split 'train' has no box of Effusion, Nodule; boxes that it has: none"):
