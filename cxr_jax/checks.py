@@ -4,6 +4,7 @@ In: a resolved config. Out: nothing, or a ConfigError that names the key, what w
 single function can judge stands at that function; here is what concerns the run as a whole.
 """
 
+import math
 from typing import Any
 
 from jax.sharding import Mesh
@@ -74,12 +75,17 @@ def check_counts(config: ConfigDict) -> None:
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Refuse shares of a run that are none, and negative numbers of the optimiser."""
+    """Refuse numbers that are not finite, shares of a run that are none, and negative numbers of the optimiser."""
     for key, value in door.flatten(config).items():
+        items = value if isinstance(value, list) else [value]
+        require(
+            all(math.isfinite(item) for item in items if isinstance(item, float)),
+            f"config.{key}={value} must be finite",
+        )
         if key.endswith("_frac"):
             require(0 <= value <= 1, f"config.{key}={value} must be a fraction of the run, 0 to 1")
         elif key.startswith("optim."):
-            numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, (int, float))]
+            numbers = [item for item in items if isinstance(item, (int, float))]
             require(all(n >= 0 for n in numbers), f"config.{key}={value} must not be negative")
 
 

@@ -7,7 +7,6 @@ Exit codes: 0 done, 2 bad configuration or flags, 3 bad data, 4 told to stop and
 """
 
 import contextlib
-import difflib
 import errno
 import fcntl
 import inspect
@@ -29,6 +28,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from cxr_jax.config_hints import did_you_mean, nearest
 from cxr_jax.config_reading import ConfigError, as_text, diff, flatten, read_flags
 from cxr_jax.data.records import MANIFEST_NAME, DataError, WorkerError
 
@@ -226,8 +226,7 @@ def check_keys(prefix: str, kwargs: Iterable[str], *functions: Callable, given: 
     )
     for key in kwargs:
         if key not in legal:
-            near = difflib.get_close_matches(key, legal, n=1)
-            hint = f"; did you mean {prefix}.{near[0]}?" if near else ""
+            hint = did_you_mean(prefix, nearest(key, legal))
             raise ConfigError(f"config.{prefix}.{key} is not a key of {prefix}; legal are {', '.join(legal)}{hint}")
 
 

@@ -4,15 +4,16 @@ In: `--config=file.py[:argument]` and `--config.key=value`. Out: a locked Config
 ml_collections tell mistakes in their own way; here they become key, found, legal, and what to do.
 """
 
-import difflib
 import re
-import traceback
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+from cxr_jax.config_hints import did_you_mean, explain_raised, nearest, wrong_door
 
 
 class ConfigError(Exception):
@@ -48,19 +49,46 @@ def read_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
         # A config file that cannot be opened shows itself only when it is looked at.
         _ = "config" in values and values.config.is_locked
     except flags.Error as error:
-        raise ConfigError(_explain_flag(values, str(error))) from None
+        raise ConfigError(_explain_flag(values, argv, str(error))) from None
     except Exception as error:  # whatever the user's config file raises
         raise ConfigError(_explain_key(values, argv) or _explain_file(argv, error)) from None
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; options are written --name=value")
     overridden = config_flags.get_override_values(values["config"]) if "config" in values else {}
     for name, value in overridden.items():
-        if isinstance(value, ConfigDict):  # it would take the place of all keys of the section
-            keys = " and ".join(f"--config.{name}.{key}=..." for key in value)
-            raise ConfigError(f"config.{name} is a section; write its keys, {keys}")
+        if isinstance(value, ConfigDict):
+            raise ConfigError(_explain_section(name, value, _of_file(values, argv)))
         if isinstance(value, tuple):
-            _check_numbers(name, value, flatten(values["config"].parser.parse(_config_file(argv))).get(name, []))
+            _check_numbers(name, value, flatten(_of_file(values, argv)).get(name, []))
+            _check_commas(name, value, argv)
     return rest
+
+
+def _of_file(values: flags.FlagValues, argv: list[str]) -> ConfigDict:
+    """The config as the file has it. absl drops it when an override fails."""
+    return values["config"].parser.parse(_argument_of(argv, "config"))
+
+
+def _explain_section(name: str, given: Any, config: ConfigDict) -> str:
+    """What to write in place of a whole section, which would take the place of all its keys."""
+    if isinstance(given, ConfigDict) and given:
+        return f"config.{name} is a section; write its keys, " + " and ".join(
+            f"--config.{name}.{key}=..." for key in given
+        )
+    for part in name.split("."):
+        config = config[part]
+    return f"config.{name} is a section; write its keys, --config.{name}.KEY=...; legal are {', '.join(config)}"
+
+
+def _check_commas(name: str, value: tuple, argv: list[str]) -> None:
+    """A bare text becomes a tuple of that one text, whatever commas it holds."""
+    bare = _argument_of(argv, f"config.{name}")
+    if value == (bare,) and "," in bare:
+        items = tuple(item.strip() for item in bare.split(",") if item.strip())
+        raise ConfigError(
+            f'config.{name}={bare!r} would be a single item; write --config.{name}="{items!r}", or for one item that '
+            f'holds commas "{value!r}", with the quotes'
+        )
 
 
 def _check_numbers(name: str, value: tuple, of_file: list) -> None:
@@ -78,14 +106,19 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
     Raises ConfigError.
     """
     argv, values = ["", *arguments], flags.FlagValues()
+    # ml_collections loads every file as this module; one without get_config() would be given the last file's.
+    sys.modules.pop("config_config", None)
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True, sys_argv=argv)
     read_flags(values, argv)
     return values.config
 
 
-def _explain_flag(values: flags.FlagValues, message: str) -> str:
+def _explain_flag(values: flags.FlagValues, argv: list[str], message: str) -> str:
     """absl's message, with what to do."""
     message = message.replace("FATAL Flags parsing error: ", "").strip()
+    bare = re.match(r"Missing value for flag --config(\.?[\w.]*)$", message)
+    if bare:
+        return _explain_bare(values, argv, bare[1].lstrip("."))
     missing = re.findall(r"Flag --(\w+) must have a value other than None", message)
     if missing:
         return f"--{' and --'.join(missing)} missing; write " + " ".join(f"--{name}=..." for name in missing)
@@ -93,9 +126,13 @@ def _explain_flag(values: flags.FlagValues, message: str) -> str:
         return f"{message}; put --config=FILE before --config.key=value"
     raised = re.match(r"flag --config=(.*?): Error whilst parsing", message)
     if raised:
-        name = re.escape(Path(raised[1].partition(":")[0]).name)
-        at = re.findall(rf'{name}", line (\d+)', message)
-        return f"--config={raised[1]}: {message.splitlines()[-1]}" + (f" (line {at[-1]})" if at else "")
+        file = raised[1].partition(":")[0]
+        at = re.findall(rf'{re.escape(Path(file).name)}", line (\d+)', message)
+        why = message.splitlines()[-1]
+        return f"--config={raised[1]}: " + (f"{why} (line {at[-1]})" if at else wrong_door(why, file) or why)
+    section = re.match(r"flag --config\.([\w.]+)=.* as a ConfigDict", message, re.DOTALL)
+    if section:
+        return _explain_section(section[1], None, _of_file(values, argv))
     wrong = re.match(r"flag --config\.([\w.]+)=(.*?): (.*)", message, re.DOTALL)
     found = flatten(values["config"].value).get(wrong[1]) if wrong else None
     if wrong and isinstance(found, list):
@@ -109,43 +146,57 @@ def _explain_flag(values: flags.FlagValues, message: str) -> str:
     return message.removeprefix("flag ")
 
 
+def _explain_bare(values: flags.FlagValues, argv: list[str], name: str) -> str:
+    """What to write for a key (or the config itself) that stands on the command line without a value."""
+    if not name:
+        return "--config has no value; write --config=FILE, for example --config=configs/smoke.py"
+    try:
+        found: Any = _of_file(values, argv)
+        config = found
+        for part in name.split("."):
+            found = found[part]
+    except (KeyError, TypeError, AttributeError, OSError):
+        return f"config.{name} has no value; write --config.{name}=..."
+    if isinstance(found, ConfigDict):
+        return _explain_section(name, None, config)
+    return f"config.{name} has no value; write --config.{name}=..., the config file has {found!r}"
+
+
 def _explain_key(values: flags.FlagValues, argv: list[str]) -> str | None:
     """Which `--config.key` of the command line the config does not have, and the nearest that it has."""
     try:
-        # absl drops the config when an override of it fails.
-        config = values["config"].parser.parse(_config_file(argv))
+        config = _of_file(values, argv)
     except Exception:
         return None
     if not isinstance(config, ConfigDict):
         return None
-    for name in (match[1] for arg in argv if (match := re.match(r"--?config\.([^=]+)", arg))):
+    for name in (match[1] for arg in argv if (match := re.match(r"--?config\.([^=]*)", arg))):
         section, walked = config, "config"
         for part in name.split("."):
             if isinstance(section, ConfigDict) and part in section:
                 section, walked = section[part], f"{walked}.{part}"
                 continue
-            near = difflib.get_close_matches(name, flatten(config), n=1)
-            hint = f"; did you mean config.{near[0]}?" if near else ""
+            hint = did_you_mean("config", nearest(name, list(flatten(config)))) if part else ""
             legal = ", ".join(section) if isinstance(section, ConfigDict) else f"nothing below the value {section!r}"
             return f"config.{name} is not a key of {walked}; legal are {legal}{hint}"
     return None
 
 
-def _config_file(argv: list[str]) -> str:
-    arguments = iter(argv)
-    for name, _, value in (arg.partition("=") for arg in arguments):
-        if name.lstrip("-") == "config" and name.startswith("-"):
-            return value or next(arguments, "")
-    return ""
+def _argument_of(argv: list[str], flag: str) -> str:
+    """What stands last behind `--flag=` or `--flag `; empty if nothing does."""
+    arguments, found = iter(argv), ""
+    for name, equals, value in (arg.partition("=") for arg in arguments):
+        if name.startswith("-") and name.lstrip("-") == flag:
+            found = value if equals else next(arguments, "")
+    return found
 
 
 def _explain_file(argv: list[str], error: Exception) -> str:
     """What is wrong with the config file itself."""
-    file = _config_file(argv)
+    file = _argument_of(argv, "config")
+    examples = "legal are Python files with get_config(), for example configs/smoke.py"
     if isinstance(error, OSError):
         why = "no such file" if not Path(file.partition(":")[0]).is_file() else str(error)
-        return f"--config={file}: {why}; legal are Python files with get_config(), for example configs/smoke.py"
-    frames = traceback.extract_tb(error.__traceback__)
-    name = Path(file.partition(":")[0]).name
-    at = next((frame.lineno for frame in reversed(frames) if Path(frame.filename).name == name), None)
-    return f"--config={file}: {type(error).__name__}: {error}" + (f" (line {at})" if at else "")
+        return f"--config={file}: {why}; {examples}"
+    why = explain_raised(error, file)
+    return f"--config={file}: {why}" + (f"; {examples}" if why.startswith("it has no") else "")

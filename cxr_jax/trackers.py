@@ -152,7 +152,7 @@ def check_trackers(names: Sequence[str]) -> None:
         if importlib.util.find_spec(name) is None:
             raise ValueError(
                 f"log.trackers={tuple(names)}: {name} is not installed; pip install {name}, or leave it out "
-                "(metrics.jsonl and TensorBoard are always written)"
+                "(metrics.jsonl is always written, TensorBoard with log.tensorboard=True)"
             )
 
 

@@ -29,6 +29,14 @@ from launch.sweeping.runs import Run, SweepError, load_sweep, resolve, write_man
 
 EXIT_FAILED, EXIT_STOPPED = 1, 4
 BACKENDS = ("local", "slurm", "xpk")
+# Flags that only some backends look at.
+ONLY_FOR = {
+    **dict.fromkeys(("gpus_per_run", "retry_failed"), ("local",)),
+    "parallel": ("local", "slurm"),
+    **dict.fromkeys(("slurm", "setup"), ("slurm",)),
+    "xpk": ("xpk",),
+    "submit": ("slurm", "xpk"),
+}
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -58,7 +66,16 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("parallel", "gpus_per_run", "devices"):
         if getattr(flags, name) < 0:
             parser.error(f"--{name}={getattr(flags, name)} must not be negative")
-    if flags.backend == "xpk" and not flags.xpk:
+    for name, backends in ONLY_FOR.items():
+        if getattr(flags, name) and flags.backend not in backends:
+            also = " or ".join(f"--backend={backend}" for backend in backends)
+            parser.error(f"--{name} means nothing with --backend={flags.backend}; it goes with {also}")
+    for name in ("slurm", "xpk"):
+        try:
+            setattr(flags, f"{name}_options", shlex.split(getattr(flags, name)))
+        except ValueError as error:
+            parser.error(f"--{name}={getattr(flags, name)}: {error}; every quote needs its partner")
+    if flags.backend == "xpk" and not flags.xpk_options:
         parser.error('--xpk is empty; write --xpk="--cluster=NAME --tpu-type=v5litepod-256 --docker-image=IMAGE"')
     flags.name = Path(flags.sweep.partition(":")[0]).stem
     flags.output = (flags.output or f"runs/{flags.name}").rstrip("/")
@@ -160,7 +177,7 @@ def hand_over(flags: argparse.Namespace, runs: Sequence[Run]) -> int:
         path.write_text(sbatch(flags, runs))
         jobs = [["sbatch", str(path)]]
     else:
-        jobs = xpk.commands(flags.name, runs, shlex.split(flags.xpk))
+        jobs = xpk.commands(flags.name, runs, flags.xpk_options)
     for job in jobs:
         print(shlex.join(job), flush=True)
         if flags.submit:
@@ -178,8 +195,7 @@ def hand_over(flags: argparse.Namespace, runs: Sequence[Run]) -> int:
 
 def sbatch(flags: argparse.Namespace, runs: Sequence[Run]) -> str:
     """The Slurm array of the sweep."""
-    options = shlex.split(flags.slurm)
-    given = {"count": len(runs), "parallel": flags.parallel, "options": options, "setup": flags.setup}
+    given = {"count": len(runs), "parallel": flags.parallel, "options": flags.slurm_options, "setup": flags.setup}
     return slurm.script(flags.name, flags.output, **given)
 
 
@@ -197,7 +213,7 @@ def show(flags: argparse.Namespace, runs: Sequence[Run]) -> None:
     if flags.backend == "slurm":
         print(f"# {flags.output}/{slurm.SCRIPT}\n{sbatch(flags, runs)}", end="")
     elif flags.backend == "xpk":
-        for job in xpk.commands(flags.name, runs, shlex.split(flags.xpk)):
+        for job in xpk.commands(flags.name, runs, flags.xpk_options):
             print(shlex.join(job))
 
 

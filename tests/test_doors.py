@@ -29,8 +29,9 @@ DOORS = {
         *("cxr_jax.optim", "cxr_jax.sharding"),
     ),
     "cxr_jax.planning": ("cxr_jax.objectives.base", "cxr_jax.sharding", "cxr_jax.state"),
-    "cxr_jax.config": ("cxr_jax.config_reading", "cxr_jax.data.records"),
-    "cxr_jax.config_reading": (),
+    "cxr_jax.config": ("cxr_jax.config_hints", "cxr_jax.config_reading", "cxr_jax.data.records"),
+    "cxr_jax.config_reading": ("cxr_jax.config_hints",),
+    "cxr_jax.config_hints": (),
     "data_prep": ("cxr_jax.data.records", "cxr_jax.data.remote"),
     "configs": (),
 }

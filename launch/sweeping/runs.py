@@ -10,14 +10,13 @@ import re
 import runpy
 import shlex
 import sys
-import traceback
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from configs.sweeps import CONFIG, RUN_STAGE, Overrides, Sweep
+from cxr_jax.config_hints import explain_raised
 
 MANIFEST = "sweep.json"
 TRAIN = "train"
@@ -72,21 +71,12 @@ def load_sweep(spec: str) -> Sweep:
         raise SweepError(f"--sweep={spec}: no such file; legal are files like configs/sweeps/small_mae_grid.py")
     # A typing mistake in the file is an error in it, whatever its kind.
     try:
-        get_sweep = runpy.run_path(str(path))["get_sweep"]
-        sweep = get_sweep(argument) if argument else get_sweep()
+        names = runpy.run_path(str(path))
+        if "get_sweep" not in names:
+            raise ValueError("it has no get_sweep()")
+        sweep = names["get_sweep"](argument) if argument else names["get_sweep"]()
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        at = next((frame.lineno for frame in reversed(frames) if Path(frame.filename).name == path.name), None)
-        at = error.lineno if isinstance(error, SyntaxError) else at
-        known = isinstance(error, KeyError) and error.args == ("get_sweep",)
-        why = (
-            "it has no get_sweep()"
-            if known
-            else f"{type(error).__name__}: {error}"
-            if not isinstance(error, ValueError)
-            else str(error)
-        )
-        raise SweepError(f"--sweep={spec}: {why}" + (f" (line {at})" if at else "")) from None
+        raise SweepError(f"--sweep={spec}: {explain_raised(error, spec, plain=ValueError)}") from None
     if not isinstance(sweep, Sweep):
         raise SweepError(f"--sweep={spec}: get_sweep() returned {type(sweep).__name__}, not a configs.sweeps.Sweep")
     return sweep
@@ -95,21 +85,64 @@ def load_sweep(spec: str) -> Sweep:
 def resolve(sweep: Sweep, output: str, given: Mapping[str, str]) -> list[Run]:
     """Every run of the sweep in folders below `output`; `given` are the command line's overrides, as text.
 
-    Raises SweepError for names that are not unique, and where the command line sets what the runs vary.
+    Raises SweepError for runs that are the same, and where the command line sets what the runs vary.
     """
     varied = {key for overrides in sweep.runs for key in overrides}
     both = sorted(varied & given.keys())
     if both:
         raise SweepError(f"--config.{both[0]}: the sweep varies this key; leave it to the sweep file")
-    names = [run_name(overrides, short_keys(varied)) for overrides in sweep.runs]
-    for name, count in Counter(names).items():
-        if count > 1:
-            places = [str(i) for i, other in enumerate(names) if other == name]
-            raise SweepError(
-                f"runs {' and '.join(places)} of the sweep have one name, {name}: their overrides are "
-                f"{' and '.join(repr(dict(sweep.runs[int(i)])) for i in places[:2])}; every run needs its own"
-            )
+    sweep = replace(
+        sweep,
+        runs=[_plain_overrides(overrides) for overrides in sweep.runs],
+        fixed=_plain_overrides(sweep.fixed),
+        then={name: replace(s, overrides=_plain_overrides(s.overrides)) for name, s in sweep.then.items()},
+    )
+    names = run_names(sweep.runs)
     return [_run(sweep, name, dict(o), output, given) for name, o in zip(names, sweep.runs, strict=True)]
+
+
+def _plain_overrides(overrides: Overrides) -> dict[str, Any]:
+    return {key: _plain(key, value) for key, value in overrides.items()}
+
+
+def _plain(key: str, value: Any) -> Any:
+    """What a command line and JSON can say of a value: arrays and their scalars as Python's, paths as text."""
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(key, item) for item in value)
+    if value is None or isinstance(value, (bool, int, float, str, Mapping)):
+        return value
+    raise SweepError(
+        f"config.{key}={value!r} is a {type(value).__name__}; legal are numbers, booleans, texts, tuples of them"
+    )
+
+
+def run_names(runs: Sequence[Overrides]) -> list[str]:
+    """A name per run. Of runs whose values are written alike, the first has the plain name, others a digest behind it.
+
+    So a sweep that grows keeps the names of its runs. Raises SweepError for runs with the same overrides.
+    """
+    short = short_keys({key for overrides in runs for key in overrides})
+    first: dict[str, int] = {}
+    names: dict[str, None] = {}
+    for place, overrides in enumerate(runs):
+        said = repr(sorted(overrides.items()))
+        if said in first:
+            raise SweepError(
+                f"runs {first[said]} and {place} of the sweep are the same, {run_name(overrides, short)}: both set "
+                f"{dict(overrides)!r}; leave one out"
+            )
+        first[said] = place
+        name = run_name(overrides, short)
+        names[f"{name}-{_digest(said)}" if name in names else name] = None
+    return list(names)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _run(sweep: Sweep, name: str, overrides: dict[str, Any], output: str, given: Mapping[str, str]) -> Run:
@@ -151,8 +184,7 @@ def run_name(overrides: Overrides, short: Mapping[str, str]) -> str:
     parts = [f"{short[key]}={_as_name(value, key)}" for key, value in overrides.items()]
     name = ",".join(parts) or "base"
     if len(name.encode()) > NAME_BYTES:
-        digest = hashlib.sha256(repr(sorted(overrides.items())).encode()).hexdigest()[:8]
-        name = f"{name[: NAME_BYTES - 9]}-{digest}"
+        name = f"{name[: NAME_BYTES - 9]}-{_digest(repr(sorted(overrides.items())))}"
     return name
 
 
@@ -160,7 +192,8 @@ def _as_name(value: Any, key: str) -> str:
     if isinstance(value, (list, tuple)):
         return "-".join(_as_name(item, key) for item in value) or "none"
     text = Path(value).stem if key == CONFIG else str(value)
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-") or "empty"
+    # A text of other scripts leaves no letter.
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-") or (_digest(text) if text else "empty")
 
 
 def write_manifest(folder: Path, spec: str, runs: Sequence[Run]) -> None:

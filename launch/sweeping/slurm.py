@@ -28,16 +28,23 @@ def script(name: str, output: str, *, count: int, parallel: int, options: Sequen
     own = [
         f"--job-name={name}",
         f"--array=0-{count - 1}{limit}",
-        f"--output={output}/logs/slurm-%A_%a.log",
+        f"--output={output.replace('%', '%%')}/logs/slurm-%A_%a.log",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:TERM@{NOTICE_SECS}",
     ]
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in [*own, *options]), "set -e"]
+    lines = ["#!/bin/bash", *(f"#SBATCH {_quoted(option)}" for option in [*own, *options]), "set -e"]
     lines += [f"cd {shlex.quote(str(Path.cwd()))}", *([setup] if setup else [])]
     # `exec`: the batch shell's signal has to reach Python.
     lines += [f'exec python -m launch.sweeping.slurm --output={shlex.quote(output)} --task="$SLURM_ARRAY_TASK_ID"']
     return "\n".join(lines) + "\n"
+
+
+def _quoted(option: str) -> str:
+    """An option as sbatch reads its lines: like a shell's, but a backslash counts between any quotes."""
+    if shlex.quote(option) == option:
+        return option
+    return '"' + option.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def launcher() -> tuple[list[str], list[str]]:

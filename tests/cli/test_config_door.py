@@ -30,6 +30,7 @@ def get_config(depth):
         ("--config.model.scan=False", "model.scan", False),
         ("--noconfig.model.scan", "model.scan", False),
         ("--config.log.trackers=mlflow", "log.trackers", ("mlflow",)),
+        ("--config.data.targets=('A,B',)", "data.targets", ("A,B",)),
         ("--config.data.path=a=b,c", "data.path", "a=b,c"),
     ],
 )
@@ -49,6 +50,21 @@ def test_overrides_take_the_type_of_the_key(words, path, value):
         ("--config.data.targets=Pleural Thickening", "is no tuple; legal are values such as"),
         ("--config.optim.weight_decay=a,b", "its items are numbers; legal are values such as (0.04, 0.2)"),
         ("--config.model.dpeth=2", "did you mean config.model.depth"),
+        ("--config.optim.lr=2", "did you mean config.optim.base_learning_rate or "),
+        ("--config.optim.wd=2", "did you mean config.optim.weight_decay?"),
+        ("--config.optim.ema=2", "did you mean config.objective.ema?"),
+        ("--config.totl=2", "did you mean config.total_steps?"),
+        ("--config.crops.size=2", "did you mean config.crops.global_size or config.crops.local_size?"),
+        ("--config.optim={}", "config.optim is a section; write its keys, --config.optim.KEY=...; legal are base_"),
+        ("--config.optim=3", "config.optim is a section; write its keys, --config.optim.KEY=...; legal are base_"),
+        ("--config.optim", "config.optim is a section; write its keys, --config.optim.KEY=...; legal are base_"),
+        (
+            "--config.batch_size",
+            "config.batch_size has no value; write --config.batch_size=..., the config file has 16",
+        ),
+        ("--config.=1", "config. is not a key of config; legal are accumulate_steps, "),
+        ("--config", "--config has no value; write --config=FILE"),
+        ("--config.data.targets=A,B", """write --config.data.targets="('A', 'B')", or for one item"""),
         ("--config.seed.x=2", "nothing below the value 0"),
         ("seed=2", "unexpected argument 'seed=2'"),
     ],
@@ -72,10 +88,18 @@ def test_an_argument_reaches_the_file_and_its_mistakes_are_named(tmp_path, monke
     assert read_config([f"--config={file}:3", "--config.model.depth=5"]).model.depth == 5
     with pytest.raises(ConfigError, match=r"deep.py:three: ValueError.*'three' \(line 5\)"):
         read_config([f"--config={file}:three"])
-    with pytest.raises(ConfigError, match="missing 1 required positional argument: 'depth'"):
+    with pytest.raises(ConfigError, match=r"get_config\(\) needs an argument, 'depth'; write .*deep\.py:DEPTH$"):
         read_config([f"--config={file}"])
-    with pytest.raises(ConfigError, match="takes 0 positional arguments but 1 was given"):
+    with pytest.raises(ConfigError, match=r"get_config\(\) takes no argument; write .*smoke\.py alone$"):
         read_config([f"{SMOKE}:3"])
+
+
+def test_a_python_file_that_is_no_config_says_so(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=r"^--config=configs/base\.py: it has no get_config\(\); legal are"):
+        read_config(["--config=configs/base.py"])
+    with pytest.raises(ConfigError, match=r"README\.md: SyntaxError: [^(]* \(line \d+\)$"):
+        read_config(["--config=configs/README.md"])
 
 
 def test_print_config_is_the_golden_text_with_the_overrides_and_starts_nothing(tmp_path):

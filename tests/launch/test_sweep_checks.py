@@ -49,6 +49,9 @@ def test_a_run_that_may_start_says_nothing(phantom_dataset):
         ({"batch_size": 12}, "multiple of 8"),
         ({"total_steps": 0}, "config.total_steps=0 must be at least 1"),
         ({"optim__warmup_frac": 1.5}, "config.optim.warmup_frac=1.5"),
+        ({"optim__base_learning_rate": float("inf")}, "config.optim.base_learning_rate=inf must be finite"),
+        ({"optim__base_learning_rate": float("nan")}, "config.optim.base_learning_rate=nan must be finite"),
+        ({"optim__weight_decay": (0.04, float("inf"))}, "its items are numbers; legal are values such as (0.04, 0.2)"),
         ({"model__ffn": "moe"}, "swiglu, mlp"),
         ({"checkpoint__best_mode": "most"}, "config.checkpoint.best_mode='most'"),
         ({"log__collapse_patience": 0}, "config.log.collapse_patience=0"),
@@ -58,6 +61,12 @@ def test_a_run_that_may_start_says_nothing(phantom_dataset):
 def test_what_the_entry_would_refuse_is_refused(overrides, words, phantom_dataset):
     ((message, code),) = judge(phantom_dataset, **overrides)
     assert words in message and code == 2 and "\n" not in message
+
+
+def test_a_file_without_get_config_is_not_taken_for_the_one_before(phantom_dataset):
+    assert judge(phantom_dataset) == []
+    ((message, _),) = judge(phantom_dataset, file="configs/base.py")
+    assert message.startswith("--config=configs/base.py: it has no get_config()")
 
 
 def test_data_is_looked_at_unless_only_the_jobs_see_it(phantom_dataset, tmp_path):
@@ -102,7 +111,7 @@ def get_sweep(which):
     ("which", "words"),
     [
         ("typo", "error: config.optim.base_learning_rat is not a key"),
-        ("name", "error: runs 0 and 1 of the sweep have one name, batch_size=16"),
+        ("name", "error: runs 0 and 1 of the sweep are the same, batch_size=16"),
     ],
 )
 def test_the_command_refuses_in_one_line_and_starts_nothing(which, words, phantom_dataset, tmp_path):

@@ -2,12 +2,16 @@
 
 import ast
 import itertools
+import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.sweeps import Stage, Sweep, chain, product, vary, zipped
 from cxr_jax.config_reading import read_config
+from launch.sweep import parse_flags
 from launch.sweeping import slurm, xpk
 from launch.sweeping.runs import SweepError, load_sweep, read_manifest, resolve, run_name, short_keys, write_manifest
 
@@ -91,11 +95,48 @@ def test_the_config_file_itself_can_be_varied():
     assert [run.commands[0].arguments[0] for run in runs] == ["--config=configs/smoke.py", "--config=configs/demo.py"]
 
 
-def test_two_runs_with_one_name_are_refused():
-    with pytest.raises(SweepError, match="runs 0 and 2 of the sweep have one name, a=1"):
+def test_the_same_run_twice_is_refused():
+    with pytest.raises(SweepError, match=r"runs 0 and 2 of the sweep are the same, a=1: both set \{'a': 1\}"):
         resolve(sweep(chain(vary("a", 1, 2), vary("a", 1))), "out", {})
-    with pytest.raises(SweepError, match="one name, a=x-y"):
-        resolve(sweep(vary("a", "x y", "x/y")), "out", {})
+
+
+def test_runs_whose_values_are_written_alike_get_names_of_their_own_and_keep_them():
+    def names_of(*values, key="a"):
+        return [run.name for run in resolve(sweep(vary(key, *values)), "out", {})]
+
+    names = names_of("x y", "x/y", "x,y", True, "True")
+    assert names[0] == "a=x-y" and names[3] == "a=True" and len(set(names)) == 5
+    for name, start in ((names[1], "a=x-y-"), (names[2], "a=x-y-"), (names[4], "a=True-")):
+        assert re.fullmatch(f"{start}[0-9a-f]{{8}}", name)
+    assert names_of("x y", "x/y") == names[:2], "a sweep that grows keeps its names"
+    files = names_of("configs/a/base.py", "configs/b/base.py", key="config")
+    assert files[0] == "config=base" and files[1].startswith("config=base-")
+    scripts = names_of("é", "ü", "")
+    assert len(set(scripts)) == 3 and scripts[2] == "a=empty" and all(name.isascii() for name in scripts)
+
+
+def test_numpy_values_are_python_values():
+    given = {"fixed": {"flag": np.bool_(True)}, "then": {"view": Stage("c.py", {"k": np.int64(3)})}}
+    runs = product(vary("seed", *np.arange(2)), vary("rate", *np.geomspace(1e-3, 1e-2, 2)), vary("pair", np.ones(2)))
+    found = resolve(sweep(runs, **given), "out", {})
+    assert [run.overrides["seed"] for run in found] == [0, 0, 1, 1]
+    first = found[0]
+    assert {type(value) for value in first.overrides.values()} == {int, float, list}
+    assert {"--config.rate=0.001", "--config.flag=True"} < set(first.commands[0].arguments)
+    assert first.commands[1].overrides == {"k": 3} and first.name == "seed=0,rate=0.001,pair=1.0-1.0"
+    json.dumps([run.overrides for run in found])
+
+
+def test_values_that_no_command_line_can_say_are_refused():
+    assert resolve(sweep(vary("data.path", Path("a/b"))), "out", {})[0].overrides == {"data.path": "a/b"}
+    with pytest.raises(SweepError, match=r"config\.a=\{1\} is a set; legal are numbers"):
+        resolve(sweep(vary("a", {1})), "out", {})
+
+
+@pytest.mark.parametrize("name", ["logs/../..", "checkpoints", "state", "run", "", ".", "run.json", "a b", "x" * 65, 3])
+def test_a_stage_may_not_be_called_as_what_a_run_has(name):
+    with pytest.raises(ValueError, match="a stage's name is a folder in its run"):
+        sweep(vary("a", 1), then={name: Stage("c.py")})
 
 
 def test_the_command_line_may_not_set_what_the_sweep_varies():
@@ -108,7 +149,8 @@ def test_the_command_line_may_not_set_what_the_sweep_varies():
     [
         ("def get_sweep():\n    return prodct()\n", r"NameError: name 'prodct' is not defined \(line 2\)"),
         ("def get_sweep():\n    return []\n", "returned list, not a configs.sweeps.Sweep"),
-        ("def get_sweep(:\n", r"SyntaxError.*line 1"),
+        ("def get_sweep(:\n", r": SyntaxError: [^(]* \(line 1\)$"),
+        ("def get_sweep(rate):\n    pass\n", r"get_sweep\(\) needs an argument, 'rate'; write .*mine\.py:RATE$"),
         ("", r"has no get_sweep\(\)$"),
     ],
 )
@@ -126,6 +168,10 @@ def test_a_sweep_file_may_take_an_argument(tmp_path):
         "def get_sweep(seeds='1'):\n"
         "    return Sweep(config='configs/smoke.py', runs=vary('seed', *range(int(seeds))))\n"
     )
+    none = tmp_path / "none.py"
+    none.write_text("def get_sweep():\n    pass\n")
+    with pytest.raises(SweepError, match=r"get_sweep\(\) takes no argument; write .*none\.py alone$"):
+        load_sweep(f"{none}:4")
     assert len(load_sweep(f"{file}:4").runs) == 4 and len(load_sweep(str(file)).runs) == 1
 
 
@@ -154,6 +200,32 @@ def test_the_slurm_array_has_an_element_per_run_and_gives_way():
     assert lines[0] == "#!/bin/bash"
     assert {"#SBATCH --array=0-5%2", "#SBATCH --requeue", "#SBATCH --time=8:00:00", "source env"} <= set(lines)
     assert lines[-1] == "exec python -m launch.sweeping.slurm --output='my runs' --task=\"$SLURM_ARRAY_TASK_ID\""
+
+
+def test_slurm_options_with_blanks_are_quoted():
+    options = ["--comment=a b", '--comment=say "x"', r"--comment=c:\d e", "--gres=gpu:a100:4"]
+    lines = slurm.script("grid", "my 100% runs", count=1, parallel=0, options=options, setup="").splitlines()
+    assert '#SBATCH "--output=my 100%% runs/logs/slurm-%A_%a.log"' in lines
+    assert '#SBATCH "--comment=a b"' in lines and r'#SBATCH "--comment=say \"x\""' in lines
+    assert r'#SBATCH "--comment=c:\\d e"' in lines and "#SBATCH --gres=gpu:a100:4" in lines
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--backend=slurm", "--slurm=--comment='a b"], "--slurm=--comment='a b: No closing quotation"),
+        (["--backend=xpk", '--xpk=--cluster="c'], "No closing quotation"),
+        (["--submit"], "--submit means nothing with --backend=local; it goes with --backend=slurm or --backend=xpk"),
+        (["--slurm=--nodes=2"], "--slurm means nothing with --backend=local; it goes with --backend=slurm"),
+        (["--backend=slurm", "--retry_failed"], "--retry_failed means nothing with --backend=slurm"),
+        (["--backend=xpk", "--xpk= "], "--xpk is empty"),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_one_line(words, told, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(["--sweep=x.py", *words])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and told in err and err.count("\n") == 1
 
 
 def test_xpk_workloads_have_names_that_kubernetes_takes_and_differ():
