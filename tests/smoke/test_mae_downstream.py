@@ -137,7 +137,7 @@ def test_attention_is_scored_against_boxes_beside_rivals_that_see_no_image(
     finetuning = load("finetune/small_glori")
     finetuning.init_from = str(pretrained)
     finetuning = shrink(finetuning, phantom_dataset)
-    finetuning.data.split, finetuning.batch_size, finetuning.optim.learning_rates = "val+test", 4, (1e-3,)
+    finetuning.data.split, finetuning.batch_size, finetuning.optim.learning_rates = "val+test", 8, (1e-3,)
     run(finetuning, tmp_path / "glori", monkeypatch)
     config = load("eval/localisation")
     config.init_from, config.attention_images = str(tmp_path / "glori"), 2
