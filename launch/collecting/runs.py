@@ -175,8 +175,9 @@ def _attach(folder: Path, runs: dict[Path, Found], notes: list[str]) -> None:
     for score in SCORES if results else ():
         value, interval = results.get(score), results.get(f"{score}_interval")
         whole = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
-        if _is_number(value):
-            run.scores[f"{name}/{score}"] = Score(value, *(interval if whole else (None, None)))
+        low, high = interval if isinstance(interval, list) and whole else (None, None)
+        if value is not None and _is_number(value):
+            run.scores[f"{name}/{score}"] = Score(value, low, high)
         if not (value is None or _is_number(value)) or not (interval is None or whole):
             run.problems.append(f"{folder.name}: {score} of {RESULTS} is no number with an interval of two")
 

@@ -65,11 +65,13 @@ def read_scalars(path: Path) -> Scalars:
         for name, value in row.items():
             if name == "step" or not (value is None or isinstance(value, int | float)):
                 continue
-            if _is_finite(value):
+            if value is not None and _is_finite(value):
                 points.setdefault(name, []).append((row["step"], value))
             else:
                 lost.setdefault(name, []).append(row["step"])
-    found.finite = {n: tuple(np.array(c, float) for c in zip(*p, strict=True)) for n, p in points.items()}
+    for name, pairs in points.items():
+        steps_and_values = np.array(pairs, float)
+        found.finite[name] = steps_and_values[:, 0], steps_and_values[:, 1]
     if lost:
         told = [
             f"{name} (in {len(steps)} of {len(steps) + len(points.get(name, ()))} lines, first at step {steps[0]})"
