@@ -1,7 +1,7 @@
 """CheXFound, stage one: ViT-L/16 with four registers, DINO + iBOT + KoLeo at 224 px, every number as released.
 
     python -m data_prep.build --reader=folder --input=DIR --output=data/cxr
-    python -m cxr_jax.train --config=configs/pretrain/chexfound_vitl16.py --workdir=runs/chexfound_vitl16 \
+    python -m cxr_jax.train --config=configs/pretrain/chexfound_vitl16.py --workdir=runs/chexfound_vitl16 \\
         --config.data.path=data/cxr
 
 Hardware: one node of 8 accelerators, as the authors had; time: not yet run. Result: not yet run.

@@ -1,6 +1,6 @@
 """CheXFound at 448 px: stage two, from the teacher of `chexfound_vitl16.py`.
 
-    python -m cxr_jax.train --config=configs/pretrain/chexfound_vitl16_448.py --workdir=runs/chexfound_vitl16_448 \
+    python -m cxr_jax.train --config=configs/pretrain/chexfound_vitl16_448.py --workdir=runs/chexfound_vitl16_448 \\
         --config.init_from=runs/chexfound_vitl16 --config.data.path=data/cxr
 
 Hardware: one node of 8 accelerators, as the authors had; time: not yet run. Result: not yet run.

@@ -1,6 +1,6 @@
 """CheXFound's stage one for a pod: 4,096 images a step, as many images in all, so 18,555 steps.
 
-    python -m cxr_jax.train --config=configs/pretrain/chexfound_vitl16_pod.py --workdir=runs/chexfound_vitl16_pod \
+    python -m cxr_jax.train --config=configs/pretrain/chexfound_vitl16_pod.py --workdir=runs/chexfound_vitl16_pod \\
         --config.data.path=data/cxr --coordinator_address=auto
 
 Hardware: 128 or 256 chips (v5e:16x16, v6e:8x16); time: not yet run. Result: not yet run.

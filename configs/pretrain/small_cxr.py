@@ -1,7 +1,7 @@
 """CheXFound's losses on a small ViT (width 192, six blocks, 112 px), for a thousand radiographs on a CPU.
 
     python -m data_prep.build --reader=folder --input=DIR --output=data/cxr_small
-    python -m cxr_jax.train --config=configs/pretrain/small_cxr.py --workdir=runs/small_cxr \
+    python -m cxr_jax.train --config=configs/pretrain/small_cxr.py --workdir=runs/small_cxr \\
         --config.data.path=data/cxr_small
 
 Departures from the recipe, because a batch has 32 images and a run 500 steps: 256 prototypes, teacher temperature 0.04

@@ -1,7 +1,7 @@
 """Masked autoencoding on a small ViT (width 192, twelve blocks, 112 px), for a thousand radiographs on a CPU.
 
     python -m data_prep.build --reader=folder --input=DIR --output=data/cxr_small
-    python -m cxr_jax.train --config=configs/pretrain/small_mae.py --workdir=runs/small_mae \
+    python -m cxr_jax.train --config=configs/pretrain/small_mae.py --workdir=runs/small_mae \\
         --config.data.path=data/cxr_small
 
 The recipe of configs/pretrain/mae_vitl16.py with a decoder of 4 blocks of width 128, batch 32 and a base learning rate
