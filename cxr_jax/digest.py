@@ -9,18 +9,17 @@ over the array's elements as unsigned integers, i their index in the whole array
 any change of one element shows, and scrambles all bits, so that changes of several (signs, say) do not cancel, but for
 one chance in 2^32. It guards against damage, not against malice.
 
-Every device looks at its own part of an array. A CPU does so stretch by stretch of neighbouring elements, of which XLA
-makes vector code; one sum over the array takes it nine times as long.
+A single CPU looks at neighbouring elements stretch by stretch: XLA makes vector code of that, and one sum over the
+array takes it nine times as long.
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
 from jaxtyping import Array, UInt
 
 from cxr_jax.sharding import path_name
@@ -44,56 +43,37 @@ def _mixed(x):
     return x
 
 
-def _places(sharding: Sharding) -> tuple[tuple[str, ...], ...]:
-    """By axis of an array, the mesh axes that it is split over."""
-    spec = sharding.spec if isinstance(sharding, NamedSharding) else ()
-    return tuple(() if names is None else (names,) if isinstance(names, str) else tuple(names) for names in spec)
+def _terms(bits: Array, index: UInt[Array, "*shape"]) -> UInt[Array, "*shape"]:
+    return _mixed(bits.astype(jnp.uint32) ^ (index * jnp.uint32(MULTIPLIER)))
 
 
-def _of_part(x: Array, whole: tuple[int, ...], places: tuple[tuple[str, ...], ...], in_turn: bool) -> UInt[Array, ""]:
-    """What a device's part adds to the digest of an array of shape `whole`; stretch after stretch if `in_turn`."""
-    strides = [math.prod(whole[axis + 1 :]) % 2**32 for axis in range(x.ndim)]
-    split = [axis for axis, names in enumerate(places) if names]
-    start = jnp.zeros((), jnp.uint32)
-    for axis in split:
-        part = jax.lax.axis_index(places[axis]).astype(jnp.uint32)
-        start = start + part * jnp.uint32(x.shape[axis] * strides[axis] % 2**32)
-    # From the last axis that is split on, elements that follow each other here do so in the whole array.
-    first = split[-1] if split else 0
-    for axis in range(first):
-        steps = jnp.arange(x.shape[axis], dtype=jnp.uint32) * jnp.uint32(strides[axis])
-        start = (start[..., None] + steps).reshape(-1)
-    run = math.prod(x.shape[first:])
-    stretch = max(n for n in range(1, min(run, STRETCH) + 1) if run % n == 0)
-    starts = (start.reshape(-1, 1) + jnp.arange(0, run, stretch, dtype=jnp.uint32)).reshape(-1, 1)
+def _whole(x: Array) -> UInt[Array, ""]:
+    """One sum over the array, wherever its parts lie."""
+    bits = _bits(x)
+    index, stride = jnp.zeros((), jnp.uint32), 1
+    for axis in reversed(range(bits.ndim)):
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= bits.shape[axis]
+    return _terms(bits, index).sum(dtype=jnp.uint32)
+
+
+def _stretch_by_stretch(x: Array, stretch: int) -> UInt[Array, ""]:
+    """The same of an array that one device holds, `stretch` elements at a time."""
     within = jnp.arange(stretch, dtype=jnp.uint32)
 
-    def terms(start_and_elements):
-        # Bits are taken here rather than of the array before, which would be written and read again.
+    def add(total, start_and_elements):
         start, elements = start_and_elements
-        return _mixed(_bits(elements).astype(jnp.uint32) ^ ((start + within) * jnp.uint32(MULTIPLIER)))
+        # Bits are taken here rather than of the array before, which would be written and read again.
+        return total + _terms(_bits(elements), start + within), None
 
-    stretches = starts, x.reshape(-1, stretch)
-    if not in_turn or stretch < SHORTEST:
-        return terms(stretches).sum(dtype=jnp.uint32)
-    total, _ = jax.lax.scan(lambda total, one: (total + terms(one), None), jnp.zeros(stretch, jnp.uint32), stretches)
-    return total.sum(dtype=jnp.uint32)
+    starts = jnp.arange(0, x.size, stretch, dtype=jnp.uint32)
+    return jax.lax.scan(add, jnp.zeros(stretch, jnp.uint32), (starts, x.reshape(-1, stretch)))[0].sum(dtype=jnp.uint32)
 
 
-def _digest(x: Array, sharding: Sharding) -> UInt[Array, ""]:
-    if not x.size:
-        return jnp.zeros((), jnp.uint32)
-    x, places = _bits(x) if x.dtype.itemsize > 4 else x, _places(sharding)
-    names = tuple(name for several in places for name in several)
-    in_turn = all(device.platform == "cpu" for device in sharding.device_set)
-    if not names:
-        return _of_part(x, x.shape, (), in_turn)
-
-    def here(part):
-        return jax.lax.psum(_of_part(part, x.shape, places, in_turn), names)
-
-    specs = {"in_specs": sharding.spec, "out_specs": PartitionSpec()}
-    return jax.shard_map(here, mesh=sharding.mesh, check_vma=False, **specs)(x)
+def _digest(x: Array, in_turn: bool) -> UInt[Array, ""]:
+    x = _bits(x) if x.dtype.itemsize > 4 else x
+    stretch = max((n for n in range(1, min(x.size, STRETCH) + 1) if x.size % n == 0), default=0)
+    return _stretch_by_stretch(x, stretch) if in_turn and stretch >= SHORTEST else _whole(x)
 
 
 def _on_host(x: np.ndarray) -> np.uint32:
@@ -108,11 +88,15 @@ def _on_host(x: np.ndarray) -> np.uint32:
 
 
 @functools.cache
-def _program(shardings: tuple[tuple[str, Sharding], ...], everywhere: Sharding | None):
+def _program(in_turn: tuple[str, ...], everywhere: Sharding | None):
     def all_of(arrays):
-        return {name: _digest(arrays[name], sharding) for name, sharding in shardings}
+        return {name: _digest(leaf, name in in_turn) for name, leaf in arrays.items()}
 
     return jax.jit(all_of, **({} if everywhere is None else {"out_shardings": everywhere}))
+
+
+def _on_one_cpu(leaf: Array) -> bool:
+    return [device.platform for device in leaf.sharding.device_set] == ["cpu"]
 
 
 def begin(tree: Any, everywhere: Sharding | None = None) -> dict[str, Array | np.uint32]:
@@ -123,10 +107,8 @@ def begin(tree: Any, everywhere: Sharding | None = None) -> dict[str, Array | np
     flat = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     on_host = {name: _on_host(leaf) for name, leaf in flat.items() if isinstance(leaf, np.ndarray)}
     on_device = {name: leaf for name, leaf in flat.items() if name not in on_host}
-    if not on_device:
-        return on_host
-    shardings = tuple((name, leaf.sharding) for name, leaf in sorted(on_device.items()))
-    return on_host | _program(shardings, everywhere)(on_device)
+    in_turn = tuple(name for name, leaf in on_device.items() if _on_one_cpu(leaf))
+    return on_host | (_program(in_turn, everywhere)(on_device) if on_device else {})
 
 
 def finish(begun: dict[str, Array | np.uint32]) -> dict[str, int]:

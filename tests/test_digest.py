@@ -58,9 +58,8 @@ def test_shards_do_not_matter(spec):
 def test_long_arrays_are_looked_at_in_stretches(monkeypatch):
     monkeypatch.setattr(digest, "STRETCH", 8)
     monkeypatch.setattr(digest, "SHORTEST", 2)
-    mesh, x = make_mesh(fsdp=8), RNG.normal(size=(2, 8, 35)).astype(np.float32)
-    shards = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "fsdp")))
-    assert digests({"x": jnp.asarray(x)}) == digests({"x": shards}, replicated(mesh)) == {"x": by_formula(x)}
+    x = RNG.normal(size=(2, 9, 35)).astype(np.float32)
+    assert digests({"x": jnp.asarray(x)}) == {"x": by_formula(x)}
 
 
 def test_any_changed_element_and_any_swap_shows():
