@@ -12,6 +12,7 @@ The suite runs it with 6 kills (test_soak.py).
 
 import argparse
 import collections
+import contextlib
 import random
 import shutil
 import signal
@@ -39,27 +40,48 @@ def make_dataset(folder: Path) -> Path:
     return folder
 
 
-def moment_reached(moment: str, workdir: Path, before: int, wait: int) -> bool:
-    """Whether a life that began with `before` lines has come to its `moment`."""
-    new = len(lines(workdir)) - before
-    if new >= wait:
-        return True
-    if moment == "first step":
-        return new >= 1
-    if moment == "save":
-        return bool(half_written(workdir))
-    return moment == "evaluation" and new >= 1 and (len(lines(workdir)) % SAVE_EVERY) == 0
+class Life:
+    """What a life has done so far, apart from what it found: lines beyond the checkpoint, a save half done."""
+
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+        steps = checkpoint.steps_of(workdir)
+        self.began_at = steps[-1] if steps else 0
+        self._written, self._found = self._stamp(), self._drafts()
+
+    def _stamp(self) -> int:
+        metrics = self._workdir / "metrics.jsonl"
+        return metrics.stat().st_mtime_ns if metrics.exists() else 0
+
+    def _drafts(self) -> set[tuple[str, int]]:
+        drafts = set()
+        for name in half_written(self._workdir):
+            with contextlib.suppress(FileNotFoundError):
+                drafts.add((name, (self._workdir / "checkpoints" / name).stat().st_ino))
+        return drafts
+
+    def new_steps(self) -> int:
+        """A resumed run cuts its lines back to the checkpoint before it writes new ones."""
+        return 0 if self._stamp() == self._written else max(len(lines(self._workdir)) - self.began_at, 0)
+
+    def reached(self, moment: str, wait: int) -> bool:
+        """Whether it has come to its `moment`, or has done `wait` steps without one."""
+        new = self.new_steps()
+        if new >= wait or (moment == "first step" and new >= 1):
+            return True
+        if moment == "save":
+            return bool(self._drafts() - self._found)
+        return moment == "evaluation" and new >= 1 and (self.began_at + new) % SAVE_EVERY == 0
 
 
-def live(runner: Runner, workdir: Path, draw: random.Random, options: dict) -> str:
-    """One life; returns what ended it."""
+def live(runner: Runner, workdir: Path, draw: random.Random, options: dict) -> tuple[str, int, int]:
+    """One life; returns what ended it, the step it began at and how many it did."""
     moment, number = draw.choice(MOMENTS), draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+    life = Life(workdir)
     process, started = runner.start(workdir, **options), time.monotonic()
-    # A resumed run cuts its lines back to the checkpoint before it writes new ones.
-    steps = checkpoint.steps_of(workdir)
-    before, wait = steps[-1] if steps else 0, draw.randint(1, 2 * STEPS_PER_LIFE)
+    wait = draw.randint(1, 2 * STEPS_PER_LIFE)
     at = started + draw.uniform(0, 10) if moment == "start" else float("inf")
-    while process.poll() is None and time.monotonic() < at and not moment_reached(moment, workdir, before, wait):
+    while process.poll() is None and time.monotonic() < at and not life.reached(moment, wait):
         time.sleep(0.002)
     ended = process.poll()
     if ended is None:
@@ -69,7 +91,8 @@ def live(runner: Runner, workdir: Path, draw: random.Random, options: dict) -> s
     # A SIGTERM before the loop listens ends the process at once.
     if code not in (0, 4, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM):
         raise SystemExit(f"soak: a life ended with exit code {code}:\n{err}")
-    return "finished" if code == 0 else f"{signal.Signals(number).name} at {moment}"
+    end = "finished" if code == 0 else f"{signal.Signals(number).name} at {moment}"
+    return end, life.began_at, life.new_steps()
 
 
 def soak(kills: int, *, elastic: bool, seed: int, folder: Path, dataset: Path) -> dict[str, int]:
@@ -82,15 +105,20 @@ def soak(kills: int, *, elastic: bool, seed: int, folder: Path, dataset: Path) -
     patient = {"timeout_secs": 20.0 * steps}
     runner.finish(whole, **patient, **options)
     ends: collections.Counter[str] = collections.Counter()
+    walked: list[int] = []  # where the lives began that came to a step
     while sum(ends.values()) < kills:
         devices = draw.choice([1, 2, 4, 8]) if elastic else 1
-        end = live(runner, cut, draw, options | {"devices": devices})
+        end, began_at, new_steps = live(runner, cut, draw, options | {"devices": devices})
         if end == "finished":
             raise SystemExit(f"soak: the run was over after {sum(ends.values())} of {kills} kills")
         ends[end] += 1
+        walked += [began_at] if new_steps else []
         done = len(lines(cut))
         print(f"kill {sum(ends.values())}/{kills}: {end}, {done} of {steps} steps, {devices} devices", flush=True)
     runner.finish(cut, **patient, **options)
+    print(f"{len(walked)} of {kills} lives came to a step; they began at {len(set(walked))} different steps")
+    if 3 * len(walked) < kills:
+        raise SystemExit("soak: most lives ended before their first step, which shows little")
     compare(cut, whole, steps, elastic=elastic)
     return dict(ends)
 
