@@ -17,7 +17,7 @@ FREE_KEYS = ("log.", "probe.", "checkpoint.", "mesh.", "numerics.", "allow_chang
 FREE_KEYS += ("data.prefetch", "data.workers", "data.cache_")
 # What the shapes of the state follow from: no permission changes it.
 FIXED_KEYS = ("model.", "heads.", "decoder.", "head.", "objective.name", "seed", "dtypes.param")
-FIXED_KEYS += ("optim.first_moment_dtype",)
+FIXED_KEYS += ("optim.first_moment_dtype", "objective.teacher_dtype")
 CARRIED = ("data_skip", "init", "owed", "collapse", "rollbacks")
 ON_NONFINITE = ("stop", "rollback")
 

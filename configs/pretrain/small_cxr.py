@@ -107,6 +107,7 @@ def get_config():
                 "variance_weight": 0.0,
                 "covariance_weight": 0.0,
                 "ema": (0.98, 1.0),
+                "teacher_dtype": "param",
             },
             "optim": {
                 "base_learning_rate": 3e-3,

@@ -26,6 +26,7 @@ from cxr_jax.models.projection_head import ProjectionHead
 from cxr_jax.models.vit import Features, ViT
 from cxr_jax.objectives.base import Aux, Batch, Params
 from cxr_jax.objectives.dino import dino_loss, dino_mass, dino_products
+from cxr_jax.objectives.ema import TEACHERS, follow, start_teacher
 from cxr_jax.objectives.gram import NEGATIVES, gram_loss
 from cxr_jax.objectives.ibot import ibot_loss, ibot_products
 from cxr_jax.objectives.koleo import KOLEO_SCOPES, koleo_of_crops
@@ -67,6 +68,7 @@ class SelfDistillation:
     Two optional terms. With `gram_weight`, patches keep the similarities that they have in the Gram teacher: a copy of
     the teacher as this run started, taken anew every `gram_refresh_every_steps` steps (0: never). The mean patches of
     the student's global crops after `regularised_blocks` are held apart by `variance_weight`, `covariance_weight`.
+    `teacher_dtype` is `param`, or `bfloat16` for a teacher (and Gram teacher) of half the memory: see `ema`.
     """
 
     model: dict
@@ -92,12 +94,14 @@ class SelfDistillation:
     regularised_blocks: tuple[int, ...] = ()
     variance_weight: float = 0.0
     covariance_weight: float = 0.0
+    teacher_dtype: str = "param"
 
     def __post_init__(self):
         for name, value, legal in (
             ("centring", self.centring, CENTRINGS),
             ("koleo_scope", self.koleo_scope, KOLEO_SCOPES),
             ("gram_negatives", self.gram_negatives, NEGATIVES),
+            ("teacher_dtype", self.teacher_dtype, TEACHERS),
         ):
             if value not in legal:
                 raise ValueError(f"objective.{name}={value!r}: legal are {', '.join(legal)}")
@@ -175,9 +179,9 @@ class SelfDistillation:
 
     def init_targets(self, params: Params) -> Params:
         """The teacher starts as a copy of `params`, and so does the Gram teacher; centres of both losses start at 0."""
-        targets = jax.tree.map(jnp.copy, params)
+        targets = start_teacher(params, self.teacher_dtype)
         if self.gram_weight:
-            targets["gram"] = jax.tree.map(jnp.copy, params["backbone"])
+            targets["gram"] = start_teacher(params["backbone"], self.teacher_dtype)
         if self.centring == "softmax":
             sizes = {name: self.heads[self._head_of(name)]["num_prototypes"] for name in ("dino_head", "ibot_head")}
             dtype = params["dino_head"]["prototypes"]["g"].dtype
@@ -189,9 +193,7 @@ class SelfDistillation:
 
     def update_targets(self, targets: Params, params: Params, carry: Params, step: Array) -> Params:
         """`teacher <- m teacher + (1 - m) student`; centres follow this batch's mean logits for the next step."""
-        momentum = self.ema(step)
-        teacher = {name: targets[name] for name in params}
-        updated = jax.tree.map(lambda t, s: (momentum * t + (1 - momentum) * s).astype(t.dtype), teacher, params)
+        updated = follow({name: targets[name] for name in params}, params, self.ema(step), step)
         if self.centring == "softmax":
             m = self.centre_momentum
             updated["centres"] = jax.tree.map(lambda c, b: m * c + (1 - m) * b, targets["centres"], carry)

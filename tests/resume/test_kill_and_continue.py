@@ -7,8 +7,11 @@ that this file does.
 import shutil
 import time
 
+import jax
+import numpy as np
 import pytest
 
+from cxr_jax import checkpoint
 from tests.resume.runs import SAVE_EVERY, STEPS, half_written, lines, rows
 
 
@@ -36,6 +39,19 @@ def test_killed_before_the_first_checkpoint_and_during_a_save(runner, uninterrup
     assert f"step {STEPS - 1} of" not in said
     assert rows(workdir) == rows(uninterrupted)
     assert set(half_written(workdir)) <= {torn.name}, "the killed save was not cleaned up"
+
+
+def test_a_bfloat16_teacher_and_first_moment_continue_to_the_bit(runner, tmp_path):
+    """The teacher's rounding is by chance: a continued run draws what the whole one drew."""
+    halves = {"objective__teacher_dtype": "bfloat16", "optim__first_moment_dtype": "bfloat16"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    runner.finish(whole, **halves)
+    runner.until(cut, SAVE_EVERY + 1, **halves)
+    runner.finish(cut, **halves)
+    assert rows(cut) == rows(whole)
+    whole_teacher, cut_teacher = (jax.tree.leaves(checkpoint.read_item(run, "targets")) for run in (whole, cut))
+    assert {leaf.dtype.name for leaf in whole_teacher} == {"bfloat16"}
+    assert all(np.array_equal(a, b) for a, b in zip(whole_teacher, cut_teacher, strict=True))
 
 
 def test_a_finished_run_is_left_alone(runner, uninterrupted):
