@@ -129,6 +129,8 @@ def recognise(tensors: Tensors, hints: Hints, source: str) -> Recognised:
     options: dict[str, dict[str, Any]] = {}
     if "decoder_embed.weight" in plain:
         options["decoder"] = _decoder(plain, hints, width, patch, assumed, source)
+    elif hints.decoder_heads:
+        raise LayoutError(f"{source}: holds no decoder; leave --decoder_heads={hints.decoder_heads} out")
     target = Target(format, grid * patch, mean, std, depth // chunk if chunk else 0)
     return Recognised(target, model, options, tuple(assumed))
 
