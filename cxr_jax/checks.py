@@ -7,7 +7,7 @@ single function can judge stands at that function; here is what concerns the run
 import math
 from typing import Any
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from cxr_jax import config as door
@@ -96,7 +96,7 @@ def check_experiment(config: ConfigDict, mesh: Mesh, objective: Objective, model
     check_parts(config, objective)
 
 
-def check_split(config: ConfigDict, mesh: Mesh, group_size: int) -> None:
+def check_split(config: ConfigDict, mesh: Mesh | AbstractMesh, group_size: int) -> None:
     """Refuse numbers that the devices cannot share evenly."""
     shards, batch_size, tensor = data_shards(mesh), config.batch_size, mesh.shape["tensor"]
     below = batch_size // shards * shards

@@ -51,7 +51,7 @@ class Phases:
             secs = time.monotonic() - self._since
             if self._now and secs > self._stall_secs:
                 print(
-                    f"error: stalled: {self._now} of step {self._step} has taken {secs:.0f} s, more than "
+                    f"error: stalled: phase {self._now!r} of step {self._step} has taken {secs:.0f} s, more than "
                     f"log.stall_secs={self._stall_secs:g}; this process ends, so that it can be started again",
                     file=sys.stderr,
                     flush=True,

@@ -18,10 +18,11 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from cxr_jax import config as door
-from cxr_jax.checks import check_counts, check_experiment, check_numbers
+from cxr_jax.checks import check_counts, check_experiment, check_numbers, check_split
 from cxr_jax.config import ConfigError, RunError, call, require
 from cxr_jax.data.records import read_manifest
 from cxr_jax.experiments import build, build_plain
@@ -37,7 +38,7 @@ from cxr_jax.planning.topology import (
     parse_topology,
     prepare,
 )
-from cxr_jax.sharding import data_shards, make_mesh
+from cxr_jax.sharding import AXES, data_shards, make_mesh, mesh_shape
 
 FALLBACK = "cpu:8"
 
@@ -71,12 +72,25 @@ def machine(name: str) -> tuple[Topology, str]:
     return topology, ""
 
 
-def stand_in(config: ConfigDict, asked: Topology, topology: Topology) -> None:
-    """Shrink mesh and batch of a config made for `asked` to `topology`, images per device as they were."""
-    tensor = config.mesh.tensor
-    per_device = max(config.batch_size // (asked.num_devices // max(tensor, 1)), 1)
-    config.mesh.update(replica=1, fsdp=-1)
-    config.batch_size = per_device * (topology.num_devices // tensor)
+def stand_in(config: ConfigDict, asked: Topology, topology: Topology) -> str:
+    """Shrink mesh and batch of a config made for `asked` to `topology`, images per device as they were.
+
+    Returns what was changed, in words. Raises ConfigError for what `asked` could not run either.
+    """
+    shape = call(mesh_shape, "mesh", dict(config.mesh), count=asked.num_devices)
+    mesh = AbstractMesh(shape, AXES)
+    check_split(config, mesh, config.objective.get("group_size", 1))
+    tensor, devices = mesh.shape["tensor"], topology.num_devices
+    require(
+        devices % tensor == 0,
+        f"config.mesh.tensor={tensor} does not divide the {devices} devices of {topology.name}, which would stand in "
+        f"for {asked.name}; install its compiler, or take another",
+    )
+    share, before = config.batch_size // data_shards(mesh), config.batch_size
+    config.mesh.update(replica=1, fsdp=devices // tensor, tensor=tensor)
+    config.batch_size = share * (devices // tensor)
+    mesh_now = f"mesh 1 x {devices // tensor} x {tensor}"
+    return f"batch {before} becomes {config.batch_size}, the same {share} images a device, {mesh_now}"
 
 
 def canvas_of(config: ConfigDict) -> tuple[int, int]:
@@ -119,10 +133,21 @@ def check_outputs() -> None:
             raise ConfigError(f"--{name}={file}: cannot be written; name a file in a folder that exists and is yours")
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is never seen half-written; one that was there stays until then."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        draft.write_text(text)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def planned(config: ConfigDict, topology: Topology, devices: list) -> dict[str, Any]:
     """The plan of one config."""
     options = flags.FLAGS
     case = make_case(config, topology, devices)
+    print(f"compiling for {topology.name}: a minute or two for large models", flush=True)
     hlo = Path(options.hlo) if options.hlo else None
     plan = plan_step(case, price_per_chip_hour=options.price_per_chip_hour, hlo=hlo)
     height, width = canvas_of(config)
@@ -165,16 +190,15 @@ def main() -> None:
     check_counts(config)
     check_numbers(config)
     if warning:
-        print(f"warning: {warning}", file=sys.stderr)
-        stand_in(config, parse_topology(options.topology), topology)
+        changes = stand_in(config, parse_topology(options.topology), topology)
+        print(f"warning: {warning}: {changes}", file=sys.stderr)
     devices = devices_of(topology)
     if options.quick:
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    print(f"compiling for {topology.name}: a minute or two for large models", flush=True)
     plan = (searched if options.search else planned)(config, topology, devices)
     print("\n".join(report.lines(plan)))
     if options.output:
-        Path(options.output).write_text(json.dumps(plan, indent=1) + "\n")
+        write_whole(Path(options.output), json.dumps(plan, indent=1) + "\n")
     if not plan["fits"]:
         sizes = plan["bytes_per_device"]
         raise DoesNotFit(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cxr_jax.models.layers import Layout
 
@@ -36,16 +36,12 @@ RULES = (
 STACK = re.compile(r"(^|/)blocks/")
 
 
-def make_mesh(*, replica: int = 1, fsdp: int = -1, tensor: int = 1, devices=None, keep_order: bool = True) -> Mesh:
-    """A mesh of `replica x fsdp x tensor` devices; one of the three may be -1, "whatever is left".
+def mesh_shape(count: int, *, replica: int = 1, fsdp: int = -1, tensor: int = 1) -> tuple[int, int, int]:
+    """`count` devices as `replica x fsdp x tensor`; one of the three may be -1, "whatever is left".
 
-    `devices` (default: all there are) are arranged as their network is best used, see `arrange`; given ones stay in
-    their order unless `keep_order` is False. Raises ValueError when the shape does not cover the devices, or when
-    parameters would be split across slices.
+    Raises ValueError when the shape does not cover the devices.
     """
-    fixed = devices is not None and keep_order
-    devices = jax.devices() if devices is None else devices
-    count, shape = len(devices), [replica, fsdp, tensor]
+    shape = [replica, fsdp, tensor]
     if shape.count(-1) == 1:
         known = -int(np.prod(shape))
         shape[shape.index(-1)] = count // known if known else 0
@@ -55,6 +51,19 @@ def make_mesh(*, replica: int = 1, fsdp: int = -1, tensor: int = 1, devices=None
             f"mesh replica={replica} fsdp={fsdp} tensor={tensor} does not cover {count} devices; "
             f"their product must be {count}, so each is one of {legal}; one of them may be -1, whatever is left"
         )
+    return shape[0], shape[1], shape[2]
+
+
+def make_mesh(*, devices=None, keep_order: bool = True, **axes: int) -> Mesh:
+    """A mesh of the `replica`, `fsdp` and `tensor` of `mesh_shape`.
+
+    `devices` (default: all there are) are arranged as their network is best used, see `arrange`; given ones stay in
+    their order unless `keep_order` is False. Raises ValueError when the shape does not cover the devices, or when
+    parameters would be split across slices.
+    """
+    fixed = devices is not None and keep_order
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(len(devices), **axes)
     # Auto: under the newer default, Explicit, a batch and weights split over one axis are a ShardingTypeError.
     types = (AxisType.Auto,) * len(AXES)
     return Mesh(np.asarray(devices).reshape(shape) if fixed else arrange(devices, shape), AXES, axis_types=types)
@@ -83,7 +92,7 @@ def arrange(devices: Sequence, shape: Sequence[int]) -> np.ndarray:
         return mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True)
 
 
-def data_shards(mesh: Mesh) -> int:
+def data_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the batch is split."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 

@@ -20,13 +20,14 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from launch.sweeping.flags import EXIT_FLAGS, Parser
+
 POLL_SECS = 0.05
-EXIT_FLAGS = 2
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The launcher's flags, and after `--` the command."""
-    parser = argparse.ArgumentParser(prog="python -m launch.local", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m launch.local", description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=2, help="how many processes")
     parser.add_argument("--devices_per_process", type=int, default=4, help="fake CPU devices of each")
     parser.add_argument("--grace_secs", type=float, default=30.0, help="time to end after a signal, before a kill")
@@ -38,6 +39,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("processes", "devices_per_process"):
         if getattr(flags, name) < 1:
             parser.error(f"--{name}={getattr(flags, name)} must be at least 1")
+    if not flags.grace_secs > 0:
+        parser.error(f"--grace_secs={flags.grace_secs:g} must be above 0, the time in which a process may save")
     return flags
 
 
@@ -63,18 +66,34 @@ def environment(devices: int) -> dict[str, str]:
     }
 
 
-def _prefix(number: int, source: IO[str], target: IO[str], errors: list[str]) -> None:
-    for line in source:
-        target.write(f"[{number}] {line}")
-        target.flush()
-        if line.startswith("error: "):
-            errors.append(f"[{number}] {line}")
+class Said:
+    """What the processes have said: each one's last `error:` line, and the last line of all."""
+
+    def __init__(self):
+        self.errors: dict[int, str] = {}
+        self.last = ""
+        self._lock = threading.Lock()
+
+    def line(self, text: str, target: IO[str]) -> None:
+        """Show a line."""
+        with self._lock:
+            target.write(f"{text}\n")
+            target.flush()
+            self.last = text
+
+    def pass_on(self, number: int, source: IO[str], target: IO[str]) -> None:
+        """Show what process `number` writes, its number before every line."""
+        for line in source:
+            text = f"[{number}] {line.rstrip()}"
+            if line.startswith("error: "):
+                self.errors[number] = text
+            self.line(text, target)
 
 
 def start(
-    command: Sequence[str], count: int, devices: int, errors: list[str]
+    command: Sequence[str], count: int, devices: int, said: Said
 ) -> tuple[list[subprocess.Popen], list[threading.Thread]]:
-    """Start the processes and the threads that pass their output on and collect `error:` lines in `errors`."""
+    """Start the processes, and the threads that pass their output on."""
     place = [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={count}"]
     processes, readers = [], []
     for number in range(count):
@@ -90,7 +109,7 @@ def start(
         )
         processes.append(process)
         for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-            reader = threading.Thread(target=_prefix, args=(number, source, target, errors), daemon=True)
+            reader = threading.Thread(target=said.pass_on, args=(number, source, target), daemon=True)
             reader.start()
             readers.append(reader)
     return processes, readers
@@ -101,50 +120,66 @@ def exit_code(returncode: int) -> int:
     return 128 - returncode if returncode < 0 else returncode
 
 
-def wait(processes: Sequence[subprocess.Popen], received: list[int], grace_secs: float) -> int:
-    """Wait for all processes. Returns 0, or the exit code of the first that failed, which ends the others.
+def ending(number: int, returncode: int) -> str:
+    """How a process ended, for people."""
+    if returncode >= 0:
+        return f"process {number} ended with exit code {returncode}"
+    hint = "; out of memory, or kill -9" if returncode == -signal.SIGKILL else ""
+    return f"process {number} was ended by signal {-returncode} ({signal.Signals(-returncode).name}{hint})"
 
-    `received` is filled by the signal handler.
+
+def wait(processes: Sequence[subprocess.Popen], received: list[int], grace_secs: float, said: Said) -> tuple[int, str]:
+    """Wait for all processes; the first that fails ends the others.
+
+    Returns the job's exit code, and what to say last of a job that was not told to end: the first failed process's own
+    `error:` line, or how it ended. `received` is filled by the signal handler.
     """
-    code, deadline, passed_on = 0, None, 0
-    while running := [process for process in processes if process.poll() is None]:
-        for number in received[passed_on:]:
-            for process in running:
-                process.send_signal(number)
+    first, deadline, passed_on = None, None, 0
+    while running := [i for i, process in enumerate(processes) if process.poll() is None]:
+        for signal_number in received[passed_on:]:
+            for i in running:
+                processes[i].send_signal(signal_number)
             deadline = deadline or time.monotonic() + grace_secs
             passed_on += 1
-        if not code:
-            number, code = next(((i, exit_code(p.returncode)) for i, p in enumerate(processes) if p.returncode), (0, 0))
-            if code and deadline is None:
-                print(f"process {number} ended with exit code {code}; the others are told to end", file=sys.stderr)
-                for process in running:
-                    process.terminate()
+        if first is None:
+            first = next((i for i, process in enumerate(processes) if process.returncode), None)
+            if first is not None and deadline is None:
+                said.line(f"{ending(first, processes[first].returncode)}; the others are told to end", sys.stderr)
+                for i in running:
+                    processes[i].terminate()
                 deadline = time.monotonic() + grace_secs
         if deadline and time.monotonic() > deadline:
-            for process in running:
-                process.kill()
+            for i in running:
+                said.line(f"process {i} has not ended in {grace_secs:g} s and is killed", sys.stderr)
+                processes[i].kill()
+                processes[i].wait()
         time.sleep(POLL_SECS)
-    return code or max(exit_code(process.returncode) for process in processes)
+    if first is None:
+        first = next((i for i, process in enumerate(processes) if process.returncode), None)
+    if first is None:
+        return 0, ""
+    code = processes[first].returncode
+    return exit_code(code), f"error: {ending(first, code)}" if code < 0 else said.errors.get(first, "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in several processes; returns their exit code."""
     flags = parse_flags(sys.argv[1:] if argv is None else argv)
     received: list[int] = []
-    errors: list[str] = []
+    said = Said()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: received.append(number))
     try:
-        processes, readers = start(flags.command, flags.processes, flags.devices_per_process, errors)
+        processes, readers = start(flags.command, flags.processes, flags.devices_per_process, said)
     except OSError as error:
         print(f"error: {flags.command[0]}: cannot be started ({error.strerror})", file=sys.stderr)
         return EXIT_FLAGS
-    code = wait(processes, received, flags.grace_secs)
+    code, why = wait(processes, received, flags.grace_secs, said)
     for reader in readers:
         reader.join()
-    if code and errors:
-        # The peers of a failed process die noisily after it; what went wrong first stands last.
-        print(errors[0], end="", file=sys.stderr)
+    # The peers of a failed process die noisily after it; what went wrong first stands last.
+    if why not in ("", said.last):
+        print(why, file=sys.stderr)
     return code
 
 

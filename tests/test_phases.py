@@ -47,5 +47,5 @@ def test_the_watchdog_ends_a_process_that_is_stuck_and_says_where():
     run = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=50, check=False)
     assert run.returncode == 1 and run.stdout == ""
     first = run.stderr.splitlines()[0]
-    assert first.startswith("error: stalled: save of step 3 has taken") and "log.stall_secs=0.4" in first
+    assert first.startswith("error: stalled: phase 'save' of step 3 has taken") and "log.stall_secs=0.4" in first
     assert "most recent call first" in run.stderr

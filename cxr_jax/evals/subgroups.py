@@ -94,8 +94,8 @@ def check_subgroups(fields: Sequence[str], age_bins: Sequence[float], min_positi
 
 
 def of_field(target: str, field: str) -> bool:
-    """Whether a target is made of a field, as `sex:F` is of sex; groups of that field have one label each."""
-    return target.startswith(f"{field}:")
+    """Whether a target is made of a field, as `sex:F` is of sex and `age>=60` of age: the field's groups know it."""
+    return target.startswith((f"{field}:", f"{field}>="))
 
 
 def _of_group(scores, labels, threshold, weights):

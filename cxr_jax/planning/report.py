@@ -21,12 +21,22 @@ MEANING = {
 
 def gb(size: int | float) -> str:
     """Bytes in GB, at least two digits."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def millions(count: int) -> str:
     """A number of parameters."""
     return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def short(number: float) -> str:
+    """Whole from 100 on, three digits below."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def flops(number: float) -> str:
+    """FLOPs in GFLOP or MFLOP."""
+    return f"{short(number / 1e9)} GFLOP" if number >= 1e8 else f"{short(number / 1e6)} MFLOP"
 
 
 def lines(plan: dict[str, Any]) -> Iterator[str]:
@@ -48,7 +58,7 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
         yield from _bounds(plan)
     elif plan["fits"]:
         yield ""
-        yield "no bounds on time: these devices have no published peaks"
+        yield "no bounds on time or cost: these devices have no published peaks"
 
 
 def _memory(sizes: dict[str, Any], fits: bool) -> Iterator[str]:
@@ -65,8 +75,9 @@ def _memory(sizes: dict[str, Any], fits: bool) -> Iterator[str]:
 def _flops(plan: dict[str, Any]) -> Iterator[str]:
     counted, images = plan["flops_per_step"], plan["batch_size"]
     yield (
-        f"model FLOPs {counted['model']:.3e} per step, {counted['model'] / images / 1e9:,.0f} GFLOP per image; "
-        f"{counted['executed'] / counted['model']:.2f} times that are executed"
+        f"model FLOPs {counted['model']:.3e} per step, {flops(counted['model'] / images)} per image; "
+        f"{(counted['executed'] - counted['augmentation']) / counted['model']:.2f} times that are executed, "
+        f"and {flops(counted['augmentation'] / images)} per image for the views"
     )
 
 
@@ -83,8 +94,8 @@ def _collectives(plan: dict[str, Any]) -> Iterator[str]:
 
 def _bounds(plan: dict[str, Any]) -> Iterator[str]:
     bounds, run = plan["bounds_secs"], plan["run"]
-    parts = ", ".join(f"{name} {bounds[name] * 1e3:,.1f} ms" for name in ("compute", "memory", "network"))
-    yield f"a step takes at least {bounds['step'] * 1e3:,.1f} ms, by {bounds['by']} ({parts})"
+    parts = ", ".join(f"{name} {short(bounds[name] * 1e3)} ms" for name in ("compute", "memory", "network"))
+    yield f"a step takes at least {short(bounds['step'] * 1e3)} ms, by {bounds['by']} ({parts})"
     yield f"  so at most {run['images_per_sec']:,.0f} images/s, and at most {bounds['mfu']:.0%} model FLOPs utilisation"
-    cost = f", at least {run['cost']:,.0f} in the currency of the price" if "cost" in run else ""
-    yield f"  {run['steps']:,} steps: at least {run['hours']:,.1f} h, {run['chip_hours']:,.0f} chip-hours{cost}"
+    cost = f", at least {short(run['cost'])} in the currency of the price" if "cost" in run else ""
+    yield f"  {run['steps']:,} steps: at least {short(run['hours'])} h, {short(run['chip_hours'])} chip-hours{cost}"

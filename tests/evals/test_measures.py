@@ -148,6 +148,8 @@ def test_subgroups_without_a_threshold_of_a_field_itself_and_bad_knobs():
     assert (
         subgroups(scores, labels, people, ["sex:F"], {"sex:F": 0.0}, OPTIONS, **knobs)["sex"]["sex:F"]["groups"] == []
     )
+    by_age = subgroups(scores, labels, people, ["age>=40"], {"age>=40": 0.0}, OPTIONS, **(knobs | {"fields": ("age",)}))
+    assert by_age["age"]["age>=40"]["groups"] == []
     for change, message in (
         ({"fields": ("race",)}, r"subgroups\.fields has 'race'"),
         ({"fields": ("age",), "age_bins": (60.0, 40.0)}, "must rise"),

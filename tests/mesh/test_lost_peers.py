@@ -96,6 +96,7 @@ def test_a_stuck_process_ends_the_job_by_the_others_watchdog(phantom_dataset, tm
         assert "stopped sending heartbeats" in err
         return
     assert job.returncode == 1
-    assert "[0] error: stalled: step of step " in err and f"log.stall_secs={STALL_SECS}" in err
+    assert "[0] error: stalled: phase 'step' of step " in err and f"log.stall_secs={STALL_SECS}" in err
     assert "process 0 ended with exit code 1; the others are told to end" in err
+    assert "process 1 has not ended in 1 s and is killed" in err
     assert not Path(f"/proc/{stuck}").exists(), "what does not listen is killed"

@@ -95,6 +95,35 @@ def test_the_first_failure_ends_all_and_is_the_exit_code(tmp_path):
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_that_was_killed_is_named_last(tmp_path, processes):
+    """Its peers die after it, with errors of their own; killed alone it has said nothing itself."""
+    body = (
+        f"victim = me == {processes - 1}\n"
+        "time.sleep(1 if victim else 0)\n"
+        "if victim: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "try: signal.signal(signal.SIGTERM, signal.default_int_handler); time.sleep(60)\n"
+        "except KeyboardInterrupt: print('error: a peer is gone', file=sys.stderr); sys.exit(1)\n"
+    )
+    job = launch(script(tmp_path, body), processes=processes)
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == 137
+    ended = f"process {processes - 1} was ended by signal 9 (SIGKILL; out of memory, or kill -9)"
+    assert err.splitlines()[-1] == f"error: {ended}"
+    if processes > 1:
+        assert err.splitlines()[:2] == [f"{ended}; the others are told to end", "[0] error: a peer is gone"]
+
+
+def test_what_went_wrong_first_is_said_again_only_if_something_followed(tmp_path):
+    body = "print('error: no such file', file=sys.stderr)\nsys.exit(2)"
+    job = launch(script(tmp_path, body), processes=1)
+    assert job.communicate(timeout=30)[1].splitlines() == ["[0] error: no such file"]
+    body = "print('error: no such file', file=sys.stderr)\nprint('Traceback', file=sys.stderr)\nsys.exit(2)"
+    job = launch(script(tmp_path, body), processes=1)
+    lines = job.communicate(timeout=30)[1].splitlines()
+    assert lines == ["[0] error: no such file", "[0] Traceback", "[0] error: no such file"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_passed_on_once(tmp_path, number):
     body = (
@@ -113,9 +142,12 @@ def test_signals_are_passed_on_once(tmp_path, number):
 
 
 def test_bad_flags(tmp_path):
-    for arguments in (["--processes=0", "--", "true"], ["--processes=2"], ["--", str(tmp_path / "no_such_program")]):
+    true = ["--", "true"]
+    wrong = (["--processes=0", *true], ["--processes=x", *true], ["--grace_secs=0", *true], ["--processess=2", *true])
+    for arguments in (*wrong, ["--processes=2"], ["--", str(tmp_path / "no_such_program")]):
         run = subprocess.run(
             [sys.executable, "-m", "launch.local", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert run.returncode == 2
-        assert "error: " in run.stderr.splitlines()[-1]
+        (line,) = run.stderr.splitlines()
+        assert line.startswith("error: ")

@@ -62,9 +62,33 @@ def test_without_its_compiler_fake_devices_stand_in(monkeypatch, name, package):
 def test_what_stands_in_keeps_the_images_of_a_device():
     """4,096 images on 256 chips are 16 each, and so 128 on eight devices."""
     config = chexfound_vitl16_pod.get_config()
-    plan.stand_in(config, parse_topology("v5e:16x16"), parse_topology("cpu:8"))
+    said = plan.stand_in(config, parse_topology("v5e:16x16"), parse_topology("cpu:8"))
+    assert said.startswith("batch 4096 becomes 128, the same 16 images a device")
     assert config.batch_size == 128
-    assert dict(config.mesh) == {"replica": 1, "fsdp": -1, "tensor": 1}
+    assert dict(config.mesh) == {"replica": 1, "fsdp": 8, "tensor": 1}
+
+
+def test_what_stands_in_keeps_the_tensor_axis():
+    config = chexfound_vitl16_pod.get_config()
+    config.mesh.update(replica=1, fsdp=64, tensor=-1)
+    plan.stand_in(config, parse_topology("v5e:16x16"), parse_topology("cpu:8"))
+    assert config.batch_size == 128 and dict(config.mesh) == {"replica": 1, "fsdp": 2, "tensor": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 100}, "config.batch_size=100 must be a multiple of 256"),
+        ({"objective.group_size": 3}, "config.objective.group_size=3 must divide the 16 images"),
+        ({"mesh.fsdp": 7}, "does not cover 256 devices"),
+        ({"mesh.tensor": 16}, "config.mesh.tensor=16 does not divide the 8 devices of cpu:8"),
+    ],
+)
+def test_what_the_asked_machine_could_not_run_is_refused_by_what_was_typed(changes, message):
+    config = chexfound_vitl16_pod.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError, match=message):
+        plan.stand_in(config, parse_topology("v5e:16x16"), parse_topology("cpu:8"))
 
 
 def test_an_unknown_topology_is_a_matter_of_the_config():
