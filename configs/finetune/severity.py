@@ -5,7 +5,9 @@
         --config.data.where.source=nih-chestxray14
 
 The scale here is age in years, which public data has: the targets `age>=N` in rising order. A severity score stands
-as such columns of a label table, `Score>=1`, `Score>=2`. Result: not yet run.
+as such columns of a label table, `Score>=1`, `Score>=2`. On configs/pretrain/small_mae.py after 500 steps, two shared
+CPU cores, configs/eval/head.py on 198 test images, mean AUROC of the three ages: 0.59 [0.50, 0.68], the same on the
+random network 0.51 [0.43, 0.60], hand-made features 0.69 [0.62, 0.75].
 """
 
 from ml_collections import ConfigDict
