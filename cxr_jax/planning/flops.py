@@ -154,7 +154,9 @@ def kept_bytes(jaxpr, but: set[tuple[int, ...]]) -> int:
     total = 0
     for eqn, times in equations(jaxpr):
         if eqn.primitive.name == "scan":
-            stacked = eqn.outvars[eqn.params["num_carry"] :]
-            arrays = [var.aval for var in stacked if var.aval.shape not in but]
+            ((_, body),) = sub_jaxprs(eqn)
+            # What an iteration puts out is stacked on a new axis; what it carries keeps its shape.
+            outs = zip(eqn.outvars, body.outvars, strict=True)
+            arrays = [out.aval for out, inner in outs if out.aval.ndim > inner.aval.ndim and out.aval.shape not in but]
             total += times * sum(prod(aval.shape) * aval.dtype.itemsize for aval in arrays)
     return total
