@@ -84,7 +84,7 @@ class Said:
     def pass_on(self, number: int, source: IO[str], target: IO[str]) -> None:
         """Show what process `number` writes, its number before every line."""
         for line in source:
-            text = f"[{number}] {line.rstrip()}"
+            text = f"[{number}] " + line.removesuffix("\n")
             if line.startswith("error: "):
                 self.errors[number] = text
             self.line(text, target)
@@ -134,6 +134,10 @@ def wait(processes: Sequence[subprocess.Popen], received: list[int], grace_secs:
     Returns the job's exit code, and what to say last of a job that was not told to end: the first failed process's own
     `error:` line, or how it ended. `received` is filled by the signal handler.
     """
+
+    def failed() -> int | None:
+        return next((i for i, process in enumerate(processes) if process.returncode), None)
+
     first, deadline, passed_on = None, None, 0
     while running := [i for i, process in enumerate(processes) if process.poll() is None]:
         for signal_number in received[passed_on:]:
@@ -142,7 +146,7 @@ def wait(processes: Sequence[subprocess.Popen], received: list[int], grace_secs:
             deadline = deadline or time.monotonic() + grace_secs
             passed_on += 1
         if first is None:
-            first = next((i for i, process in enumerate(processes) if process.returncode), None)
+            first = failed()
             if first is not None and deadline is None:
                 said.line(f"{ending(first, processes[first].returncode)}; the others are told to end", sys.stderr)
                 for i in running:
@@ -154,8 +158,7 @@ def wait(processes: Sequence[subprocess.Popen], received: list[int], grace_secs:
                 processes[i].kill()
                 processes[i].wait()
         time.sleep(POLL_SECS)
-    if first is None:
-        first = next((i for i, process in enumerate(processes) if process.returncode), None)
+    first = failed() if first is None else first
     if first is None:
         return 0, ""
     code = processes[first].returncode
