@@ -23,6 +23,7 @@ from absl import flags
 from jax.sharding import NamedSharding
 from jaxtyping import Int
 
+from cxr_jax.data.canvases import Canvases
 from cxr_jax.data.records import WorkerError
 from cxr_jax.data.source import Split
 from cxr_jax.data.steps import StepSource, load_rows, start_worker
@@ -170,6 +171,7 @@ def local_eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches of `eval_batches`, on the host."""
     rows = local_rows(sharding, batch_size)
+    canvases = Canvases()
 
     class Batches:
         def __len__(self):
@@ -178,7 +180,8 @@ def local_eval_batches(
         def __getitem__(self, i):
             wanted = i * batch_size + rows
             valid = wanted < len(split)
-            loaded = load_rows(split, np.where(valid, wanted, i * batch_size).tolist(), targets, masks=masks)
+            rows_or_first = np.where(valid, wanted, i * batch_size).tolist()
+            loaded = load_rows(split, rows_or_first, targets, masks=masks, canvases=canvases)
             del loaded["image_id"]
             return loaded | {"valid": valid}
 

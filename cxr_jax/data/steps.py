@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int8, UInt8
 
+from cxr_jax.data.canvases import Canvases
 from cxr_jax.data.decode import decode_mask_to_canvas, decode_to_canvas
 from cxr_jax.data.records import UNKNOWN_LABEL
 from cxr_jax.data.source import Split, target_values
 
-ALIGNMENT = 64  # bytes; XLA's
 GRACE_SECS = 30  # how long a worker goes on after it was told to end
 
 
@@ -117,15 +117,6 @@ def load_row(
     return row
 
 
-def empty_canvases(count: int, canvas: tuple[int, int]) -> UInt8[np.ndarray, "n H W"]:
-    """Memory for `count` canvases, whatever it holds. It is aligned as devices on the host want it, which then take it
-    as it is instead of copying it."""
-    size = count * canvas[0] * canvas[1]
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    first = -memory.ctypes.data % ALIGNMENT
-    return memory[first : first + size].reshape(count, *canvas)
-
-
 def load_rows(
     split: Split,
     rows: Sequence[int],
@@ -135,15 +126,18 @@ def load_rows(
     pool: ThreadPoolExecutor | None = None,
     threads: int = 1,
     masks: bool = False,
+    canvases: Canvases | None = None,
 ) -> dict[str, Any]:
     """Decoded rows `{image [n,H,W] uint8, size [n,2] int32, index [n] int64, image_id [n]}`, and `labels [n,c] int8` of
-    `targets`; `threads` threads of `pool` share them.
+    `targets`; `threads` threads of `pool` share them. Images lie in memory of `canvases`, by default in memory of their
+    own.
 
     With `masks` also `mask [n,H,W] uint8`, 0 and 255 on the canvas of the image, and `has_mask [n] bool`: a row without
     a mask has zeros, which do not mean that there is nothing to see.
     """
-    images = empty_canvases(len(rows), split.canvas)
-    mask_canvases = empty_canvases(len(rows), split.canvas) if masks else [None] * len(rows)
+    canvases = canvases or Canvases()
+    images = canvases.take(len(rows), split.canvas)
+    mask_canvases = canvases.take(len(rows), split.canvas) if masks else [None] * len(rows)
     has_mask = np.zeros(len(rows), bool)
     sizes = np.zeros((len(rows), 2), np.int32)
     labels = np.full((len(rows), len(targets)), UNKNOWN_LABEL, np.int8)
@@ -193,17 +187,19 @@ class StepSource:
         self._threads, self._name_all, self._masks = threads, name_all, masks
         self._cache = DecodedCache(cache_bytes) if cache_bytes else None
         self._order = split.order(seed)
-        self._pool = self._make_pool()
+        self._start()
 
-    def _make_pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+    def _start(self) -> None:
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        self._canvases = Canvases()
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
+        # A worker process has threads and memory of its own.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pool", "_canvases")}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._pool = self._make_pool()
+        self._start()
 
     def __len__(self):
         return self._total_steps
@@ -222,6 +218,7 @@ class StepSource:
             pool=self._pool,
             threads=self._threads,
             masks=self._masks,
+            canvases=self._canvases,
         )
         names = loaded.pop("image_id")
         if not self._name_all:

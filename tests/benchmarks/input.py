@@ -252,14 +252,14 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--images",
         type=int,
-        default=600,
+        default=1500,
         help="different JPEGs; few make positions dear: Grain's shuffle costs 0.4 ms an image of 72, 0.01 of many",
     )
     parser.add_argument("--image_px", type=int, default=1024, help="longest side they are enlarged to")
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=64, help="a host's rows of a batch; 64 are a pod's")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--per_round", type=int, default=192, help="images of a subject in a round; torchvision a tenth"
+        "--per_round", type=int, default=640, help="images of a subject in a round; torchvision a tenth"
     )
     parser.add_argument("--processes", type=int, default=2, help="0 leaves worker processes out")
     parser.add_argument("--peer_python", default="", help="an interpreter with torchvision; empty leaves it out")
