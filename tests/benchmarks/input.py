@@ -7,11 +7,13 @@ that their JPEGs are not easy. Out: a table, and with `--output` a JSON file.
 
 Everything is measured in rounds, one subject after the other, and compared within a round; the table shows medians over
 rounds, in brackets the smallest and largest. "Per core" is images per second of CPU time of everything the subject
-runs, which other users of the machine disturb least. Scaling is by the wall clock, so it needs free cores: beside it
-stands how many cores the subject was really given.
+runs, which other users of the machine disturb least. Scaling is by the wall clock, so it needs free cores: n threads or
+worker processes, with the process that takes their batches, are kept on n cores; how many each was really given stands
+beside it. The decoder and torchvision are kept on one.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -72,6 +74,7 @@ class Spent:
 
 
 Subject = Callable[[int], Spent]
+CORES = sorted(os.sched_getaffinity(0))
 
 
 def make_pictures(source: Path, folder: Path, count: int, image_px: int) -> None:
@@ -89,8 +92,8 @@ def make_pictures(source: Path, folder: Path, count: int, image_px: int) -> None
         (folder / f"{i:05d}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorspace="GRAY"))
 
 
-def cpu_of_children() -> float:
-    """CPU seconds of this process's living children and theirs."""
+def children() -> dict[int, float]:
+    """This process's living children and theirs: CPU seconds by process id."""
     ticks, parents = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -103,7 +106,31 @@ def cpu_of_children() -> float:
     while grown:
         more = {pid for pid, parent in parents.items() if parent in ours} - ours
         grown, ours = bool(more), ours | more
-    return sum(ticks[pid] for pid in ours - {os.getpid()}) / os.sysconf("SC_CLK_TCK")
+    return {pid: ticks[pid] / os.sysconf("SC_CLK_TCK") for pid in ours - {os.getpid()}}
+
+
+def cpu_of_children() -> float:
+    """CPU seconds of all of them."""
+    return sum(children().values())
+
+
+def on_cores(count: int, subject: Subject) -> Subject:
+    """The subject while every thread of ours and of our children is kept on the first `count` cores."""
+
+    def keep(cores: list[int]) -> None:
+        for pid in (os.getpid(), *children()):
+            for task in Path(f"/proc/{pid}/task").glob("*"):
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.sched_setaffinity(int(task.name), cores)
+
+    def run(images: int) -> Spent:
+        keep(CORES[:count])
+        try:
+            return subject(images)
+        finally:
+            keep(CORES)
+
+    return run
 
 
 def timed(work: Callable[[int], Any], children: bool = False) -> Subject:
@@ -282,16 +309,17 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
         size = sum(file.stat().st_size for file in pictures.iterdir()) / given.images
         print(f"{given.images} JPEGs, {given.image_px} px, {size / 1024:.0f} KiB each")
 
-        streams, subjects, images = [], {"decode": decoder(pictures)}, {}
-        kinds = {f"pipeline, {n} thread{'s' * (n > 1)}": {"threads": n} for n in (1, 2)}
+        streams, subjects, images = [], {"decode": on_cores(1, decoder(pictures))}, {}
+        kinds = {f"pipeline, {n} thread{'s' * (n > 1)}": (n, {"threads": n}) for n in (1, 2)}
         processes = range(1, given.processes + 1)
-        kinds |= {f"pipeline, {n} process{'es' * (n > 1)}": {"workers": n, "threads": 1} for n in processes}
-        for name, options in kinds.items():
-            subjects[name], stream = pipeline(split, given.batch_size, **options)
+        kinds |= {f"pipeline, {n} process{'es' * (n > 1)}": (n, {"workers": n, "threads": 1}) for n in processes}
+        for name, (count, options) in kinds.items():
+            subject, stream = pipeline(split, given.batch_size, **options)
+            subjects[name] = on_cores(count, subject)
             streams.append(stream)
         peer = Peer(given.peer_python, pictures) if given.peer_python else None
         for side in SIZES if peer else ():
-            subjects[f"torchvision {side}"] = peer.subject(side, SIZES[side])
+            subjects[f"torchvision {side}"] = on_cores(1, peer.subject(side, SIZES[side]))
             images[f"torchvision {side}"] = max(1, given.per_round // 10)
         for side in given.augment:
             subjects[f"device's augmentation {side}"] = augmentation(split, given.batch_size, side, SIZES[side])
