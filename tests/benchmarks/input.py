@@ -92,7 +92,7 @@ def make_pictures(source: Path, folder: Path, count: int, image_px: int) -> None
         (folder / f"{i:05d}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorspace="GRAY"))
 
 
-def children() -> dict[int, float]:
+def descendants() -> dict[int, float]:
     """This process's living children and theirs: CPU seconds by process id."""
     ticks, parents = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -111,14 +111,14 @@ def children() -> dict[int, float]:
 
 def cpu_of_children() -> float:
     """CPU seconds of all of them."""
-    return sum(children().values())
+    return sum(descendants().values())
 
 
 def on_cores(count: int, subject: Subject) -> Subject:
     """The subject while every thread of ours and of our children is kept on the first `count` cores."""
 
     def keep(cores: list[int]) -> None:
-        for pid in (os.getpid(), *children()):
+        for pid in (os.getpid(), *descendants()):
             for task in Path(f"/proc/{pid}/task").glob("*"):
                 with contextlib.suppress(ProcessLookupError):  # it has just ended
                     os.sched_setaffinity(int(task.name), cores)
