@@ -28,26 +28,35 @@ def check_same_config(saved: dict[str, Any], config: dict[str, Any], workdir: Pa
     Returns the changes that were allowed, `{key: [old, new]}`.
     """
     allowed = tuple(config["allow_change"])
-    fixed = [key for key in allowed if f"{key}.".startswith(FIXED_KEYS) or key in FIXED_KEYS]
-    require(not fixed, f"config.allow_change={allowed}: {', '.join(fixed)} cannot change within a run; start a new one")
-    changed = door.diff(door.flatten(saved), door.flatten(config))
-    changed = {key: values for key, values in changed.items() if not key.startswith(FREE_KEYS)}
+    old, new = door.flatten(saved), door.flatten(config)
+
+    def fixed(name: str) -> bool:
+        # A run of an earlier version cannot say what it had for a key that came later.
+        came_later = name in new and name not in old
+        return f"{name}.".startswith(FIXED_KEYS) and not came_later
+
+    never = [name for name in allowed if fixed(name)]
+    require(not never, f"config.allow_change={allowed}: {', '.join(never)} cannot change within a run; start a new one")
+    changed = {key: values for key, values in door.diff(old, new).items() if not key.startswith(FREE_KEYS)}
     named = {
         key: values
         for key, values in changed.items()
-        if any(_within(key, name) for name in allowed) and not key.startswith(FIXED_KEYS)
+        if any(_within(key, name) for name in allowed) and not fixed(key)
     }
     refused = {key: values for key, values in changed.items() if key not in named}
-    text = "; ".join(f"config.{key} was {old!r} and is {new!r}" for key, (old, new) in list(refused.items())[:4])
+    text = "; ".join(
+        f"config.{key} was {was!r} and is {now!r}" if key in old else f"config.{key} is new and is {now!r}"
+        for key, (was, now) in list(refused.items())[:4]
+    )
     text += f"; and {len(refused) - 4} more" if len(refused) > 4 else ""
-    allowable = [key for key in refused if not key.startswith(FIXED_KEYS)][:4]
+    allowable = [key for key in refused if not fixed(key)][:4]
     permission = ", or --config.allow_change=\"('" + "','".join(allowable) + "',)\""
     require(
         not refused,
         f"{workdir} holds a run of another config: {text}; take another --workdir or the same values"
         + (permission if len(allowable) == min(len(refused), 4) else ""),
     )
-    strange = [name for name in allowed if not any(_within(key, name) for key in door.flatten(config))]
+    strange = [name for name in allowed if not any(_within(key, name) for key in new)]
     require(not strange, f"config.allow_change={allowed}: {', '.join(strange)} is no key or section of the config")
     return named
 

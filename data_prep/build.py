@@ -46,7 +46,7 @@ from data_prep.scratch import local_copy
 from data_prep.shards import Shard, Written, plan_shards
 from data_prep.storage import images_at_once
 
-TOOL_VERSION = "2"
+TOOL_VERSION = "3"
 
 
 def build(args: argparse.Namespace) -> Manifest:

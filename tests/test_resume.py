@@ -62,6 +62,19 @@ def test_what_no_permission_changes_is_not_offered(tmp_path):
         assert "allow_change" not in str(error.value)
 
 
+def test_a_key_that_a_run_of_an_earlier_version_lacks_may_be_allowed(tmp_path):
+    saved, now = plain(saved_and_now())
+    del saved["objective"]["teacher_dtype"], saved["model"]["num_registers"]
+    words = "config.model.num_registers is new and is .*; config.objective.teacher_dtype is new and is 'param'; "
+    with pytest.raises(ConfigError, match=words + ".*allow_change=\"\\('model.num_registers','objective.teacher_dtype',"):
+        check_same_config(saved, now, tmp_path)
+    now["allow_change"] = ("model.num_registers", "objective.teacher_dtype")
+    assert set(check_same_config(saved, now, tmp_path)) == set(now["allow_change"])
+    now["allow_change"] = ("model",)
+    with pytest.raises(ConfigError, match="model cannot change within a run"):
+        check_same_config(saved, now, tmp_path)
+
+
 def test_another_dataset_needs_permission():
     config = saved_and_now()[1].to_dict()
     check_same_data({"fingerprint": "a" * 64}, "a" * 64, config, Path("run"))

@@ -14,6 +14,7 @@ beside it. The decoder and torchvision are kept on one.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -74,16 +75,17 @@ class Spent:
 
 
 Subject = Callable[[int], Spent]
-CORES = sorted(os.sched_getaffinity(0))
 
 
 def make_pictures(source: Path, folder: Path, count: int, image_px: int) -> None:
-    """`count` JPEGs: radiographs of `source` enlarged to a longest side of `image_px`, with noise."""
+    """`count` different JPEGs: radiographs of `source` enlarged to a longest side of `image_px`, with noise."""
     files = sorted(source.rglob("*.jpg"))
     if not files:
         raise SystemExit(f"error: --data={source}: holds no .jpg")
     random = np.random.default_rng(0)
-    for i, file in enumerate(files[:: max(1, len(files) // count)][:count]):
+    for i in range(count):
+        # Where the radiographs are fewer they come again, with other noise.
+        file = files[i * len(files) // count] if count < len(files) else files[i % len(files)]
         picture = Image.open(file).convert("L")
         scale = image_px / max(picture.size)
         picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BICUBIC)
@@ -124,11 +126,12 @@ def on_cores(count: int, subject: Subject) -> Subject:
                     os.sched_setaffinity(int(task.name), cores)
 
     def run(images: int) -> Spent:
-        keep(CORES[:count])
+        cores = sorted(os.sched_getaffinity(0))
+        keep(cores[:count])
         try:
             return subject(images)
         finally:
-            keep(CORES)
+            keep(cores)
 
     return run
 
@@ -146,13 +149,15 @@ def timed(work: Callable[[int], Any], children: bool = False) -> Subject:
     return run
 
 
-def decoder(folder: Path) -> Subject:
-    """The bare decoder on bytes in memory."""
-    files = [file.read_bytes() for file in sorted(folder.rglob("*.jpg"))]
+def decoder(split: Split) -> Subject:
+    """The bare decoder on a split's JPEGs in memory, all of them in shuffled order, so that it meets what the pipeline
+    meets."""
+    order = split.order(seed=1)
+    files = itertools.cycle([split.brief(order[i])["image"] for i in range(len(split))])
 
     def work(images):
-        for i in range(images):
-            simplejpeg.decode_jpeg(files[i % len(files)], colorspace="GRAY", strict=True)
+        for file in itertools.islice(files, images):
+            simplejpeg.decode_jpeg(file, colorspace="GRAY", strict=True)
 
     return timed(work)
 
@@ -279,14 +284,18 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--images",
         type=int,
-        default=1500,
+        default=4000,
         help="different JPEGs; few make positions dear: Grain's shuffle costs 0.4 ms an image of 72, 0.01 of many",
     )
     parser.add_argument("--image_px", type=int, default=1024, help="longest side they are enlarged to")
     parser.add_argument("--batch_size", type=int, default=64, help="a host's rows of a batch; 64 are a pod's")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--per_round", type=int, default=640, help="images of a subject in a round; torchvision a tenth"
+        "--per_round",
+        type=int,
+        default=3200,
+        help="images of a subject in a round; torchvision a fiftieth. The pipeline may begin and end it within a batch, "
+        "so it should be many batches",
     )
     parser.add_argument("--processes", type=int, default=2, help="0 leaves worker processes out")
     parser.add_argument("--peer_python", default="", help="an interpreter with torchvision; empty leaves it out")
@@ -309,7 +318,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
         size = sum(file.stat().st_size for file in pictures.iterdir()) / given.images
         print(f"{given.images} JPEGs, {given.image_px} px, {size / 1024:.0f} KiB each")
 
-        streams, subjects, images = [], {"decode": on_cores(1, decoder(pictures))}, {}
+        streams, subjects, images = [], {"decode": on_cores(1, decoder(split))}, {}
         kinds = {f"pipeline, {n} thread{'s' * (n > 1)}": (n, {"threads": n}) for n in (1, 2)}
         processes = range(1, given.processes + 1)
         kinds |= {f"pipeline, {n} process{'es' * (n > 1)}": (n, {"workers": n, "threads": 1}) for n in processes}
@@ -320,7 +329,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
         peer = Peer(given.peer_python, pictures) if given.peer_python else None
         for side in SIZES if peer else ():
             subjects[f"torchvision {side}"] = on_cores(1, peer.subject(side, SIZES[side]))
-            images[f"torchvision {side}"] = max(1, given.per_round // 10)
+            images[f"torchvision {side}"] = max(1, given.per_round // 50)
         for side in given.augment:
             subjects[f"device's augmentation {side}"] = augmentation(split, given.batch_size, side, SIZES[side])
             images[f"device's augmentation {side}"] = given.batch_size

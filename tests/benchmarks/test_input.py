@@ -1,9 +1,12 @@
 """The benchmark's short form runs: few small pictures, no peer, no timing asserted."""
 
 import json
+import sys
 
 import input as benchmark
 import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc and keeps threads on cores")
 
 
 def test_short_form(shared_data, tmp_path, capsys):

@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_folder import jpeg
 
 from cxr_jax.data.records import DataError
-from data_prep.images import ImageSettings, fit_size, store_image, store_mask
+from data_prep.images import ImageSettings, encode_jpeg, fit_size, store_image, store_mask
 
 SETTINGS = ImageSettings(canvas=576, quality=100)
 
@@ -42,6 +42,14 @@ def test_files_without_a_picture_are_called_what_they_are(data, message):
 def test_a_grey_jpeg_that_fits_passes_through_byte_for_byte():
     data = jpeg(0)
     assert store_image(data, "a.jpg", SETTINGS).jpeg is data
+
+
+def test_pictures_are_stored_in_fewer_bytes_at_no_loss():
+    picture, plain = Image.open(io.BytesIO(jpeg(0))), io.BytesIO()
+    picture.save(plain, "JPEG", quality=92)
+    ours = encode_jpeg(picture, 92)
+    assert len(ours) < len(plain.getvalue())
+    np.testing.assert_array_equal(decoded(ours), decoded(plain.getvalue()))
 
 
 @pytest.mark.parametrize("case", ["colour", "too large", "rotated"])

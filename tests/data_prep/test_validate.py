@@ -52,7 +52,7 @@ def write(folder, records=GOOD, payloads=None, **changes):
             writer.add(split, (payloads or {}).get(one.image_id) or encode_record(one))
         base = build.Manifest(
             name="planted",
-            tool_version="2",
+            tool_version="3",
             vocabulary=("Edema", "Mass"),
             canvas=counts_of.canvas(columns, every),
             counts=counts_of.count(columns, every, code, patient, ("Edema", "Mass")),
