@@ -39,9 +39,7 @@ def check_same_config(saved: dict[str, Any], config: dict[str, Any], workdir: Pa
     require(not never, f"config.allow_change={allowed}: {', '.join(never)} cannot change within a run; start a new one")
     changed = {key: values for key, values in door.diff(old, new).items() if not key.startswith(FREE_KEYS)}
     named = {
-        key: values
-        for key, values in changed.items()
-        if any(_within(key, name) for name in allowed) and not fixed(key)
+        key: values for key, values in changed.items() if any(_within(key, name) for name in allowed) and not fixed(key)
     }
     refused = {key: values for key, values in changed.items() if key not in named}
     text = "; ".join(

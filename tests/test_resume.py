@@ -66,7 +66,9 @@ def test_a_key_that_a_run_of_an_earlier_version_lacks_may_be_allowed(tmp_path):
     saved, now = plain(saved_and_now())
     del saved["objective"]["teacher_dtype"], saved["model"]["num_registers"]
     words = "config.model.num_registers is new and is .*; config.objective.teacher_dtype is new and is 'param'; "
-    with pytest.raises(ConfigError, match=words + ".*allow_change=\"\\('model.num_registers','objective.teacher_dtype',"):
+    with pytest.raises(
+        ConfigError, match=words + ".*allow_change=\"\\('model.num_registers','objective.teacher_dtype',"
+    ):
         check_same_config(saved, now, tmp_path)
     now["allow_change"] = ("model.num_registers", "objective.teacher_dtype")
     assert set(check_same_config(saved, now, tmp_path)) == set(now["allow_change"])

@@ -14,7 +14,7 @@ from PIL import Image
 from cxr_jax.data.records import DataError
 
 
-def decode_grey(data: bytes, name: str) -> UInt8[np.ndarray, "h w"]:
+def decode_grey(data: bytes | memoryview, name: str) -> UInt8[np.ndarray, "h w"]:
     """Decode a JPEG to `[h, w]` uint8. Raises DataError naming the record for anything damaged."""
     try:
         return simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)[:, :, 0]
@@ -22,7 +22,7 @@ def decode_grey(data: bytes, name: str) -> UInt8[np.ndarray, "h w"]:
         raise DataError(f"{name}: damaged JPEG ({error}); run data_prep.validate or build the dataset again") from None
 
 
-def decode_to_canvas(data: bytes, canvas: UInt8[np.ndarray, "H W"], name: str) -> tuple[int, int]:
+def decode_to_canvas(data: bytes | memoryview, canvas: UInt8[np.ndarray, "H W"], name: str) -> tuple[int, int]:
     """Decode into the top left of `canvas`, which is contiguous, zeros beyond; return the image's height and width.
 
     Raises DataError when the image is damaged or larger than the canvas.

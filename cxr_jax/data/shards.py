@@ -3,7 +3,8 @@
 In: dataset folders and the name of a split. Out: `Records`, addressed by number. Labels come in one vocabulary: the
 classes of all datasets by name, in order of first appearance; a class that a record's dataset does not have is unknown.
 
-`records[i]` is everything that was written. `records.brief(i)` is what a batch needs, and costs a tenth.
+`records[i]` is everything that was written. `records.brief(i)` is what a batch needs, and costs a tenth; it shows the
+image where it lies in the record's bytes, since parsing the whole tf.train.Example copies it twice.
 """
 
 import bisect
@@ -15,12 +16,13 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from tensorflow_datasets.proto import tf_example_pb2
+from tensorflow_datasets.proto import tf_feature_pb2
 
 from cxr_jax.data.records import UNKNOWN_LABEL, DataError, Manifest, features, fingerprint, read_manifest
 from cxr_jax.data.remote import mend
 
 BRIEF_TEXTS = ("image_id", "source", "view", "sex")
+IMAGE_KEY = b"\x0a\x05image"  # how the map entry of the image begins: field 1, five bytes
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,45 @@ class Records:
         return record | {"labels": self._labels(record["labels"], part)}
 
     def brief(self, row: int) -> dict[str, Any]:
-        """`image` (JPEG bytes), `mask` (PNG bytes, empty where there is none), `labels`, `age_years`, and the texts
-        `image_id`, `source`, `view` and `sex` of record `row`."""
+        """`image` (a view of JPEG bytes), `mask` (PNG bytes, empty where there is none), `labels`, `age_years`, and the
+        texts `image_id`, `source`, `view` and `sex` of record `row`."""
         payload, part = self._payload(row)
-        fields = tf_example_pb2.Example.FromString(payload).features.feature
+        image, rest = cut_image(payload)
+        fields = tf_feature_pb2.Features.FromString(rest).feature
         record: dict[str, Any] = {name: fields[name].bytes_list.value[0].decode() for name in BRIEF_TEXTS}
         labels = self._labels(fields["labels"].int64_list.value, part)
-        pictures = {name: fields[name].bytes_list.value[0] for name in ("image", "mask")}
+        (mask,) = fields["mask"].bytes_list.value
         (age,) = fields["age_years"].float_list.value
-        return record | pictures | {"labels": labels, "age_years": age}
+        return record | {"image": image, "mask": mask, "labels": labels, "age_years": age}
+
+
+def cut_image(example: bytes) -> tuple[memoryview, bytes]:
+    """The image of a serialised tf.train.Example, not copied, and its other features as a serialised `Features`.
+
+    Raises DataError when there is no image.
+    """
+    _, at = _length(example, 1)
+    first = at
+    while at < len(example):
+        entry = at
+        size, at = _length(example, at + 1)
+        end = at + size
+        if example.startswith(IMAGE_KEY, at):
+            at += len(IMAGE_KEY)
+            for _ in range(3):  # into the entry's Feature, its bytes_list, the one value of that
+                size, at = _length(example, at + 1)
+            return memoryview(example)[at : at + size], example[first:entry] + example[end:]
+        at = end
+    raise DataError("a record has no image; build the dataset again")
+
+
+def _length(data: bytes, at: int) -> tuple[int, int]:
+    """A protocol buffer's length, seven bits a byte, at `at`, and where what it measures begins."""
+    value = shift = 0
+    while data[at] & 0x80:
+        value |= (data[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    return value | data[at] << shift, at + 1
 
 
 def union_manifest(manifests: Sequence[Manifest], weights: Sequence[int | float]) -> Manifest:

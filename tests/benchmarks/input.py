@@ -294,7 +294,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         "--per_round",
         type=int,
         default=3200,
-        help="images of a subject in a round; torchvision a fiftieth. The pipeline may begin and end it within a batch, "
+        help="images of a subject in a round, torchvision a fiftieth; the pipeline may begin and end within a batch, "
         "so it should be many batches",
     )
     parser.add_argument("--processes", type=int, default=2, help="0 leaves worker processes out")
