@@ -27,7 +27,7 @@ def check_same_config(saved: dict[str, Any], config: dict[str, Any], workdir: Pa
 
     Returns the changes that were allowed, `{key: [old, new]}`.
     """
-    allowed = tuple(config["allow_change"])
+    allowed = tuple(map(str, config["allow_change"]))
     old, new = door.flatten(saved), door.flatten(config)
 
     def fixed(name: str) -> bool:
@@ -54,7 +54,7 @@ def check_same_config(saved: dict[str, Any], config: dict[str, Any], workdir: Pa
         f"{workdir} holds a run of another config: {text}; take another --workdir or the same values"
         + (permission if len(allowable) == min(len(refused), 4) else ""),
     )
-    strange = [name for name in allowed if not any(_within(key, name) for key in new)]
+    strange = [name for name in allowed if not any(_within(key, name) for key in (*old, *new))]
     require(not strange, f"config.allow_change={allowed}: {', '.join(strange)} is no key or section of the config")
     return named
 

@@ -224,6 +224,8 @@ class _Ranges(io.RawIOBase):
 def location(text: str) -> Location:
     """A type of flag: a local path, or an address in a store."""
     scheme, found, rest = text.partition("://")
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a path, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
     if not found:
         return Path(text)
     scheme = _ALIASES.get(scheme, scheme)

@@ -154,17 +154,20 @@ def _shard_faults(folder: Path, manifest: Manifest, facts: dict[str, tuple[str, 
 def _metadata_faults(folder: Path, manifest: Manifest, lengths: dict[str, int]) -> list[str]:
     try:
         builder = tfds.builder_from_directory(str(folder))
+        shards = {
+            name: ([Path(file).name for file in split.filenames], list(split.shard_lengths))
+            for name, split in builder.info.splits.items()
+        }
     except Exception as error:  # tfds and its parsers raise many types
         return [f"TFDS cannot open the folder ({type(error).__name__}: {str(error).splitlines()[0]})"]
     faults = []
     if builder.info.features.to_json() != features(len(manifest.vocabulary)).to_json():
         faults.append("features.json: is not the contract's")
-    for name, info in builder.info.splits.items():
-        files = [Path(file).name for file in info.filenames]
+    for name, (files, told) in shards.items():
         found = [lengths.get(file) for file in files]
-        if found != list(info.shard_lengths):
-            faults.append(f"dataset_info.json: {name} has {list(info.shard_lengths)} records by shard, found {found}")
-    unnamed = set(lengths) - {Path(file).name for info in builder.info.splits.values() for file in info.filenames}
+        if found != told:
+            faults.append(f"dataset_info.json: {name} has {told} records by shard, found {found}")
+    unnamed = set(lengths) - {file for files, _ in shards.values() for file in files}
     return faults + [f"dataset_info.json: does not name {name}" for name in sorted(unnamed)]
 
 

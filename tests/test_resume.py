@@ -77,6 +77,18 @@ def test_a_key_that_a_run_of_an_earlier_version_lacks_may_be_allowed(tmp_path):
         check_same_config(saved, now, tmp_path)
 
 
+def test_a_key_that_only_a_run_of_an_earlier_version_has_may_be_allowed(tmp_path):
+    saved, now = plain(saved_and_now())
+    saved["crops"]["sharpness"] = 0.5
+    with pytest.raises(ConfigError, match=r"allow_change=\"\('crops\.sharpness',"):
+        check_same_config(saved, now, tmp_path)
+    now["allow_change"] = ("crops.sharpness",)
+    assert set(check_same_config(saved, now, tmp_path)) == {"crops.sharpness"}
+    now["allow_change"] = (5,)
+    with pytest.raises(ConfigError, match="5 is no key or section"):
+        check_same_config(*plain(saved_and_now((5,))), tmp_path)
+
+
 def test_another_dataset_needs_permission():
     config = saved_and_now()[1].to_dict()
     check_same_data({"fingerprint": "a" * 64}, "a" * 64, config, Path("run"))

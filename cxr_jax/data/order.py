@@ -64,16 +64,16 @@ def whole_weights(weights: Sequence[int | float]) -> tuple[int, ...]:
     Raises ValueError for a weight that is not above 0, or proportions that only a round of more than `LONGEST_ROUND`
     records can keep exactly.
     """
-    if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ValueError(f"data.weights={tuple(weights)}: each must be above 0; leave out what gets none")
+    if not weights or not all(isinstance(w, int | float) and math.isfinite(w) and w > 0 for w in weights):
+        raise ValueError(f"data.weights={tuple(weights)}: each must be a number above 0; leave out what gets none")
     exact = [Fraction(str(weight)) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * scale) for weight in exact]
     whole = [weight // math.gcd(*whole) for weight in whole]
     if sum(whole) > LONGEST_ROUND:
         raise ValueError(
-            f"data.weights={tuple(weights)}: as whole numbers these are {tuple(whole)}, whose sum is above "
-            f"{LONGEST_ROUND}; write proportions with fewer digits"
+            f"data.weights={tuple(weights)}: only whole numbers with a sum above {LONGEST_ROUND} are in these "
+            "proportions; write them with fewer digits"
         )
     return tuple(whole)
 

@@ -3,26 +3,36 @@
 In: dataset folders and the name of a split. Out: `Records`, addressed by number. Labels come in one vocabulary: the
 classes of all datasets by name, in order of first appearance; a class that a record's dataset does not have is unknown.
 
-`records[i]` is everything that was written. `records.brief(i)` is what a batch needs, and costs a tenth; it shows the
-image where it lies in the record's bytes, since parsing the whole tf.train.Example copies it twice.
+`records[i]` is everything that was written. `records.brief(i)` is what a batch needs, and costs a tenth: it shows the
+image where it lies in the record's bytes (`example`).
 """
 
 import bisect
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from tensorflow_datasets.proto import tf_feature_pb2
+from google.protobuf.message import DecodeError
 
-from cxr_jax.data.records import UNKNOWN_LABEL, DataError, Manifest, features, fingerprint, read_manifest
+from cxr_jax.data import example
+from cxr_jax.data.records import (
+    NEGATIVE,
+    POSITIVE,
+    UNKNOWN_LABEL,
+    DataError,
+    Manifest,
+    features,
+    fingerprint,
+    read_manifest,
+)
 from cxr_jax.data.remote import mend
 
 BRIEF_TEXTS = ("image_id", "source", "view", "sex")
-IMAGE_KEY = b"\x0a\x05image"  # how the map entry of the image begins: field 1, five bytes
+LABELS = (POSITIVE, NEGATIVE, UNKNOWN_LABEL)
 
 
 @dataclass(frozen=True)
@@ -44,12 +54,16 @@ class Shards:
         try:
             return self.payloads[row]
         except (RuntimeError, ValueError, IndexError, OSError) as error:
-            why = str(error).strip().splitlines()[0]
-            shard = self.names[bisect.bisect_right(self.ends, row)]
-            raise DataError(
-                f"{self.folder}: record {row} of split {self.split!r} cannot be read, its shard is damaged "
-                f"({why}); {mend(self.folder, shard)}"
-            ) from None
+            raise self.fault(row, error) from None
+
+    def fault(self, row: int, error: Exception) -> DataError:
+        """What to say of record `row`, which cannot be read or parsed."""
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        shard = self.names[bisect.bisect_right(self.ends, row)]
+        return DataError(
+            f"{self.folder}: record {row} of split {self.split!r} cannot be read, its shard is damaged "
+            f"({why}); {mend(self.folder, shard)}"
+        )
 
 
 def open_shards(folder: Path, split: str) -> Shards:
@@ -58,14 +72,20 @@ def open_shards(folder: Path, split: str) -> Shards:
     Raises DataError for a missing or unfinished folder, an unknown split, and a shard that is missing or has no end.
     """
     manifest = read_manifest(folder)
-    splits = tfds.builder_from_directory(folder).info.splits
+    files_of = _files_by_split(folder)
     names = split.split("+")
     for name in names:
-        if name not in splits:
-            raise DataError(f"{folder}: has no split {name!r}; it has {', '.join(splits)}")
+        if name not in files_of:
+            raise DataError(f"{folder}: has no split {name!r}; it has {', '.join(files_of)}")
+        told, built = sum(file.examples_in_shard for file in files_of[name]), manifest.counts["split"][name]
+        if told != built:
+            raise DataError(
+                f"{folder}/dataset_info.json: says that split {name!r} has {told} records, {built} were built; "
+                f"{mend(folder, 'dataset_info.json')}"
+            )
     if len(set(names)) < len(names):
         raise DataError(f"{folder}: split {split!r} names one twice")
-    files = [file for name in names for file in splits[name].file_instructions]
+    files = [file for name in names for file in files_of[name]]
     shard_names = tuple(Path(file.filename).name for file in files)
     absent = [name for name in shard_names if not (folder / name).is_file()]
     if absent:
@@ -74,6 +94,18 @@ def open_shards(folder: Path, split: str) -> Shards:
     shards = Shards(folder, manifest, split, ArrayRecordDataSource(files), shard_names, ends)
     shards.payload(0)
     return shards
+
+
+def _files_by_split(folder: Path) -> dict[str, Sequence[Any]]:
+    """Shards and their rows as TFDS knows them. Raises DataError when it cannot open the folder."""
+    try:
+        splits = tfds.builder_from_directory(folder).info.splits
+        return {name: split.file_instructions for name, split in splits.items()}
+    except Exception as error:  # TFDS and its parsers raise many types
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{folder}: its dataset_info.json or features.json is missing or damaged ({why}); build the dataset again"
+        ) from None
 
 
 class Records:
@@ -96,60 +128,49 @@ class Records:
             raise IndexError(f"record {row} of {len(self)}")
         return bisect.bisect_right(self.starts, row) - 1
 
-    def _payload(self, row: int) -> tuple[bytes, int]:
-        part = self.part_of(row)
-        return self._parts[part].payload(row - self.starts[part]), part
+    def _read(self, row: int, parse: Callable[[bytes, int], dict[str, Any]]) -> dict[str, Any]:
+        """Record `row` by `parse(payload, part)`."""
+        at = self.part_of(row)
+        part, own_row = self._parts[at], row - self.starts[at]
+        payload = part.payload(own_row)
+        try:
+            return parse(payload, at)
+        except (ValueError, KeyError, TypeError, IndexError, DecodeError) as error:
+            raise part.fault(own_row, error) from None
 
     def _labels(self, labels: Iterable[Any], part: int) -> list[int]:
         own = [int(label) for label in labels]
+        classes = len(self._parts[part].manifest.vocabulary)
+        if len(own) != classes:
+            raise ValueError(f"it has {len(own)} labels, the dataset {classes} classes")
+        if strange := [label for label in own if label not in LABELS]:
+            raise ValueError(f"a label is {strange[0]}; legal are 1, 0 and -1 (unknown)")
         return [UNKNOWN_LABEL if at is None else own[at] for at in self._classes[part]]
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        payload, part = self._payload(row)
-        own = features(len(self._parts[part].manifest.vocabulary))
-        record = own.deserialize_example_np(payload, decoders={"image": tfds.decode.SkipDecoding()})
-        return record | {"labels": self._labels(record["labels"], part)}
+        return self._read(row, self._whole)
 
     def brief(self, row: int) -> dict[str, Any]:
         """`image` (a view of JPEG bytes), `mask` (PNG bytes, empty where there is none), `labels`, `age_years`, and the
         texts `image_id`, `source`, `view` and `sex` of record `row`."""
-        payload, part = self._payload(row)
-        image, rest = cut_image(payload)
-        fields = tf_feature_pb2.Features.FromString(rest).feature
-        record: dict[str, Any] = {name: fields[name].bytes_list.value[0].decode() for name in BRIEF_TEXTS}
-        labels = self._labels(fields["labels"].int64_list.value, part)
-        (mask,) = fields["mask"].bytes_list.value
-        (age,) = fields["age_years"].float_list.value
-        return record | {"image": image, "mask": mask, "labels": labels, "age_years": age}
+        return self._read(row, self._brief)
 
+    def _whole(self, payload: bytes, part: int) -> dict[str, Any]:
+        own = features(len(self._parts[part].manifest.vocabulary))
+        record = own.deserialize_example_np(payload, decoders={"image": tfds.decode.SkipDecoding()})
+        if absent := [name for name, value in record.items() if value is None]:
+            raise ValueError(f"it has no {absent[0]}")
+        return record | {"labels": self._labels(record["labels"], part)}
 
-def cut_image(example: bytes) -> tuple[memoryview, bytes]:
-    """The image of a serialised tf.train.Example, not copied, and its other features as a serialised `Features`.
-
-    Raises DataError when there is no image.
-    """
-    _, at = _length(example, 1)
-    first = at
-    while at < len(example):
-        entry = at
-        size, at = _length(example, at + 1)
-        end = at + size
-        if example.startswith(IMAGE_KEY, at):
-            at += len(IMAGE_KEY)
-            for _ in range(3):  # into the entry's Feature, its bytes_list, the one value of that
-                size, at = _length(example, at + 1)
-            return memoryview(example)[at : at + size], example[first:entry] + example[end:]
-        at = end
-    raise DataError("a record has no image; build the dataset again")
-
-
-def _length(data: bytes, at: int) -> tuple[int, int]:
-    """A protocol buffer's length, seven bits a byte, at `at`, and where what it measures begins."""
-    value = shift = 0
-    while data[at] & 0x80:
-        value |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-    return value | data[at] << shift, at + 1
+    def _brief(self, payload: bytes, part: int) -> dict[str, Any]:
+        image, fields = example.parse(payload)
+        record: dict[str, Any] = {name: example.single(fields, name, "bytes_list").decode() for name in BRIEF_TEXTS}
+        return record | {
+            "image": image,
+            "mask": example.single(fields, "mask", "bytes_list"),
+            "labels": self._labels(fields["labels"].int64_list.value, part),
+            "age_years": example.single(fields, "age_years", "float_list"),
+        }
 
 
 def union_manifest(manifests: Sequence[Manifest], weights: Sequence[int | float]) -> Manifest:

@@ -75,11 +75,13 @@ def training_of(source: Source, scored: Scored, patients: np.ndarray) -> dict[st
     facts = {
         "run": source.run,
         "path": data["path"],
-        "split": data["split"],
+        "split": data.get("split", ""),
         "where": {field: value for field, value in data.get("where", {}).items() if value},
         "targets": list(source.meta.get("targets", ())),
         "labelled": source.meta["objective"] in LABELLED,
     }
+    if not facts["path"]:
+        return facts | {"rows": None, "test_patients": None, "unchecked": "converted weights do not say on what"}
     if not facts["labelled"]:
         # Reading who is who in a whole pretraining set costs more than a remark is worth.
         apart = not by_name(source, facts, scored)
@@ -157,21 +159,19 @@ def sentences(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a reader has to know of the runs' own training rows: what could not be checked, and test images seen."""
     said = []
     for run, own in found.items():
-        if own["unchecked"]:
-            said.append(f"Whether {run} was trained on test patients could not be checked: {own['unchecked']}.")
         for one in (own, *own["pretraining"]):
-            if not one["labelled"] and one["test_patients"] is None:
+            if one["unchecked"]:
+                which = run if one is own else f"{one['run']}, which {run} stands on,"
+                said.append(f"Whether {which} was trained on test patients could not be checked: {one['unchecked']}.")
+            elif not one["labelled"] and one["test_patients"] is None:
                 said.append(f"{one['run']} saw images of the test rows in its training, without labels.")
-            elif one is not own and one["unchecked"]:
-                said.append(
-                    f"Whether {one['run']}, which {run} stands on, was trained on test patients could not be checked: "
-                    f"{one['unchecked']}."
-                )
     return said
 
 
 def spoken(own: Mapping[str, Any]) -> str:
     """The rows of a run's training in words."""
+    if not own["path"]:
+        return "images not known (converted weights)"
     chosen = "".join(f", {field} {value}" for field, value in own["where"].items())
     rows = "" if own["rows"] is None else f", {own['rows']:,} rows"
     return f"split {own['split']}{chosen} of {own['path']}{rows}"

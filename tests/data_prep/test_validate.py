@@ -120,6 +120,9 @@ def test_metadata_strangers_and_the_manifest(good, tmp_path, capsys):
     (folder / "planted-train.array_record-00007-of-00009").write_bytes(b"x")
     info = json.loads((folder / "dataset_info.json").read_text())
     info["splits"][0]["shardLengths"][0] = "77"
+    (folder / "dataset_info.json").write_text(json.dumps(info).replace("SHARD_X_OF_Y", "SHARD_P_OF_Y"))
+    (line,) = (line for line in faults(capsys, folder) if "TFDS" in line)
+    assert "TFDS cannot open the folder" in line
     (folder / "dataset_info.json").write_text(json.dumps(info))
     (folder / "dropped.jsonl").write_text("{}\n")
     lines = faults(capsys, folder)

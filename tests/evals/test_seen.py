@@ -9,7 +9,7 @@ from test_chosen_rows import task_of
 from cxr_jax.data.records import DataError
 from cxr_jax.evals import seen
 from cxr_jax.evals.columns import Source
-from cxr_jax.evals.seen import Scored, require_unseen, sentences
+from cxr_jax.evals.seen import Scored, origin, require_unseen, sentences
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,18 @@ def test_images_seen_without_labels_are_told(scored):
     found = require_unseen([run_on(scored, "train+test", objective="mae")], scored)
     assert "without labels" in sentences(found)[0]
     assert sentences(require_unseen([run_on(scored, objective="mae")], scored)) == []
+
+
+@pytest.mark.parametrize("objective", ["imported", "supervised"])
+def test_converted_weights_do_not_say_what_they_were_trained_on(scored, objective):
+    source = run_on(scored, objective=objective)
+    source.meta["config"] = {"data": {"path": "", "where": {"source": "", "view": "", "sex": ""}}}
+    source.meta["fingerprint"] = None
+    found = require_unseen([source], scored)
+    assert found["runs/a"]["test_patients"] is None
+    (said,) = sentences(found)
+    assert "runs/a was trained on test patients could not be checked: converted weights" in said
+    assert "not known" in origin(source, found)["the run was trained on"]
 
 
 def test_a_backbone_that_learnt_the_test_labels_is_refused(scored, monkeypatch):
