@@ -165,7 +165,7 @@ def test_the_pod_recipe_keeps_images_forgetting_and_fractions(experiments):
         assert single[section] == pod[section]
 
 
-PRETRAINING = ("small_cxr", *(f"chexfound_{name}" for name in (*STAGES, "vitl16_pod")))
+PRETRAINING = ("small_cxr", "small_dino", *(f"chexfound_{name}" for name in (*STAGES, "vitl16_pod")))
 
 
 @pytest.mark.parametrize("name", ("smoke", *PRETRAINING))
