@@ -1,6 +1,6 @@
 """Nearest neighbours on frozen features of a pretraining run: 20 neighbours by cosine, nothing is fitted.
 
-    python -m cxr_jax.evaluate --config=configs/eval/knn.py --workdir=runs/eval --config.init_from=runs/small_cxr \\
+    python -m cxr_jax.evaluate --config=configs/eval/knn.py --workdir=runs/eval --config.init_from=runs/small_dino \\
         --config.data.path=data/cxr_small --config.data.where.source=nih-chestxray14 --config.data.targets="('sex:F',)"
 """
 

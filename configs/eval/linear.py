@@ -1,6 +1,6 @@
 """Linear probe on frozen features of a pretraining run: logistic regression, its strength chosen on `val`.
 
-    python -m cxr_jax.evaluate --config=configs/eval/linear.py --workdir=runs/eval --config.init_from=runs/small_cxr \\
+    python -m cxr_jax.evaluate --config=configs/eval/linear.py --workdir=runs/eval --config.init_from=runs/small_dino \\
         --config.data.path=data/cxr_small --config.data.where.source=nih-chestxray14 --config.data.targets="('sex:F',)"
 
 Beside it stand the same probe on a random network and hand-made features. Seconds to minutes on a CPU.

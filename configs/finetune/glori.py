@@ -1,12 +1,12 @@
 """GLoRI on a frozen backbone: 13 learning rates trained at once.
 
     python -m cxr_jax.train --config=configs/finetune/glori.py --workdir=runs/glori_tb \\
-        --config.init_from=runs/small_cxr --config.data.path=data/cxr_small \\
+        --config.init_from=runs/small_dino --config.data.path=data/cxr_small \\
         --config.data.where.source=shenzhen --config.data.targets="('Tuberculosis',)"
     python -m cxr_jax.evaluate --config=configs/eval/head.py --workdir=runs/glori_tb_eval \\
         --config.init_from=runs/glori_tb
 
-Hardware, time and result: see configs/pretrain/small_cxr.py, whose backbone it reads.
+Hardware, time and result: see configs/pretrain/small_dino.py, whose backbone it reads.
 """
 
 from configs import base

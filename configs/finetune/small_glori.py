@@ -1,10 +1,10 @@
 """GLoRI sized for a small backbone: decoder width 192, four learning rates.
 
     python -m cxr_jax.train --config=configs/finetune/small_glori.py --workdir=runs/glori_tb \\
-        --config.init_from=runs/small_cxr --config.data.path=data/cxr_small \\
+        --config.init_from=runs/small_dino --config.data.path=data/cxr_small \\
         --config.data.where.source=shenzhen --config.data.targets="('Tuberculosis',)"
 
-Hardware, time and result: see configs/pretrain/small_cxr.py, whose backbone it reads.
+Hardware, time and result: see configs/pretrain/small_dino.py, whose backbone it reads.
 """
 
 from configs.finetune import glori

@@ -69,7 +69,8 @@ class Shards:
 def open_shards(folder: Path, split: str) -> Shards:
     """Open one split of a dataset folder, or several joined by `+`, end to end; its first record is read.
 
-    Raises DataError for a missing or unfinished folder, an unknown split, and a shard that is missing or has no end.
+    Raises DataError for a missing or unfinished folder, metadata that TFDS cannot read or that name another number of
+    records than was built, an unknown split, and a shard that is missing or has no end.
     """
     manifest = read_manifest(folder)
     files_of = _files_by_split(folder)
@@ -77,7 +78,8 @@ def open_shards(folder: Path, split: str) -> Shards:
     for name in names:
         if name not in files_of:
             raise DataError(f"{folder}: has no split {name!r}; it has {', '.join(files_of)}")
-        told, built = sum(file.examples_in_shard for file in files_of[name]), manifest.counts["split"][name]
+        told = sum(file.examples_in_shard for file in files_of[name])
+        built = manifest.counts.get("split", {}).get(name, 0)
         if told != built:
             raise DataError(
                 f"{folder}/dataset_info.json: says that split {name!r} has {told} records, {built} were built; "
