@@ -123,7 +123,10 @@ class DatasetWriter:
             self._close_shard()
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Names the shards, writes metadata and manifest, shows the folder; returns the manifest as read back."""
+        """Names the shards, writes metadata and manifest, shows the folder; returns the manifest as read back.
+
+        Of `manifest` its shards and its counts by split are filled in.
+        """
         self._close_shard()
         hashes = {}
         for split, shards in self._splits.items():
@@ -132,7 +135,9 @@ class DatasetWriter:
                 (self._folder.dataset / name).rename(self._folder.dataset / final)
                 hashes[final] = sha256_of(self._folder.dataset / final)
         ordered = {name: hashes[name] for split in SPLITS for name in sorted(hashes) if f"-{split}." in name}
-        write_metadata(self._folder.dataset, dataclasses.replace(manifest, shards=ordered), self._splits)
+        counts = manifest.counts | {"split": {split: sum(shards.lengths) for split, shards in self._splits.items()}}
+        manifest = dataclasses.replace(manifest, shards=ordered, counts=counts)
+        write_metadata(self._folder.dataset, manifest, self._splits)
         self._folder.show()
         return read_manifest(self._output)
 
