@@ -16,7 +16,7 @@ AUROC of 20 nearest neighbours on CLS, 621 test images, with 95 % intervals over
     the network untrained   0.804 [0.768, 0.839]      difference on the same rows 0.043 [0.015, 0.073]
     hand-made features      0.955 [0.938, 0.971]      a linear probe; not reached
 
-A second run of the same config beside another job, whose sums were grouped otherwise, gave 0.833 [0.802, 0.865],
+A second run of the same config, beside another job, gave 0.833 [0.802, 0.865] against the same untrained network,
 difference 0.029 [-0.002, 0.061]: the gain is small, and runs differ by as much.
 
 The DINO term has barely left the uniform answer (4.81 of ln 128 = 4.85 nats): this is the beginning of a run.
