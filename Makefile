@@ -42,7 +42,7 @@ test: $(VENV)/test $(VENV)/beam/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	CXR_BEAM_PYTHON=$(VENV)/beam/bin/python $(BIN)/python -m pytest -n 2 --dist loadfile
+	CXR_BEAM_PYTHON=$(VENV)/beam/bin/python $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 # What to run before a change is handed on: style, types, doors, golden configs, and the READMEs' commands.
 check: $(VENV)/test

@@ -1,8 +1,9 @@
 """Fixtures shared by all rooms' tests, and the fake devices they run on.
 
-Eight fake CPU devices need more threads than two cores bring: without NPROC, XLA's CPU collectives can deadlock. Tests
-compile much and compute little, so they compile quickly (`tiny_run`). The variables are read when jax is imported, so
-they are set before anything else.
+Eight fake CPU devices need more threads than two cores bring: with few (NPROC), XLA's CPU collectives can deadlock, and
+XLA ends a process whose devices have waited for one another too long, as they may on a busy machine. Tests compile much
+and compute little, so they compile quickly (`tiny_run`). The variables are read when jax is imported, so they are set
+before anything else.
 """
 
 import os
@@ -13,8 +14,9 @@ import pytest
 
 from tests.tiny_run import QUICK_COMPILE
 
-os.environ.setdefault("NPROC", "16")
-for _flag in ("--xla_force_host_platform_device_count=8", *QUICK_COMPILE):
+os.environ.setdefault("NPROC", "64")
+_PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+for _flag in ("--xla_force_host_platform_device_count=8", _PATIENCE, *QUICK_COMPILE):
     if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
