@@ -77,7 +77,8 @@ def test_two_processes_train_like_one(phantom_dataset, tmp_path):
     assert pictures[0] == pictures[1]
 
 
-def test_lines_carry_the_process_number(tmp_path):
+def test_lines_carry_the_process_number(tmp_path, monkeypatch):
+    monkeypatch.delenv("NPROC", raising=False)
     said = "print('out', os.environ['XLA_FLAGS'], os.environ['NPROC']); print('err', file=sys.stderr)"
     out, err = launch(script(tmp_path, said), devices=3).communicate(timeout=60)
     words = f"{' '.join(QUICK_COMPILE)} --xla_force_host_platform_device_count=3 16"
