@@ -16,7 +16,7 @@ from jaxtyping import Int8
 from cxr_jax.data.order import PermutedOrder, WeightedOrder, whole_weights
 from cxr_jax.data.records import SEXES, UNKNOWN_LABEL, VIEWS, DataError, Manifest
 from cxr_jax.data.remote import local_folder
-from cxr_jax.data.shards import Records, Shards, open_shards, union_manifest
+from cxr_jax.data.shards import BRIEF, Records, Shards, open_shards, union_manifest
 
 # Targets that are not findings: `sex:F` is 1 for F, 0 for every other known sex, unknown where the sex is.
 ATTRIBUTES = {"sex": SEXES, "view": VIEWS}
@@ -54,9 +54,9 @@ class Split:
         """Record `row` of the split as it was written. Raises DataError when its shard cannot be read."""
         return self.records[row]
 
-    def brief(self, i: int) -> dict:
-        """What a batch needs of row i: image and mask (undecoded), image_id, labels, source, view, sex."""
-        return self.records.brief(int(self.rows[i]))
+    def brief(self, i: int, names: Sequence[str] = BRIEF) -> dict:
+        """What a batch needs of row i: its image and its fields `names`, image and mask undecoded."""
+        return self.records.brief(int(self.rows[i]), names)
 
     @property
     def datasets(self) -> int:
@@ -73,7 +73,9 @@ class Split:
 
     def labels(self, targets: Sequence[str]) -> Int8[np.ndarray, "n c"]:
         """1, 0, -1 (unknown) for every row and target; no image is decoded."""
-        rows = [target_values(self.brief(i), targets, self.manifest.vocabulary) for i in range(len(self))]
+        vocabulary = self.manifest.vocabulary
+        names = fields_of(targets, vocabulary)
+        rows = [target_values(self.brief(i, names), targets, vocabulary) for i in range(len(self))]
         return np.array(rows, np.int8).reshape(len(self), len(targets))
 
     def order(self, seed: int) -> PermutedOrder | WeightedOrder:
@@ -95,6 +97,15 @@ def check_targets(targets: Sequence[str], vocabulary: Sequence[str]) -> None:
             near = difflib.get_close_matches(str(target).casefold(), lower, n=1)
             hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
             raise DataError(f"target {target!r} is not in the dataset; it has {legal}{hint}")
+
+
+def fields_of(targets: Sequence[str], vocabulary: Sequence[str]) -> tuple[str, ...]:
+    """The fields of a record that `target_values` looks at."""
+
+    def field(target: str) -> str:
+        return "labels" if target in vocabulary else "age_years" if AGE.fullmatch(target) else target.partition(":")[0]
+
+    return tuple(dict.fromkeys(map(field, targets)))
 
 
 def target_values(record: Mapping, targets: Sequence[str], vocabulary: Sequence[str]) -> list[int]:
@@ -192,4 +203,5 @@ def _choose(
         matches = all(record[field] == value for field, value in where.items()) and (not masks or record["mask"])
         return matches and (not targets or any(v != UNKNOWN_LABEL for v in target_values(record, targets, vocabulary)))
 
-    return np.array([i for i in range(len(records)) if wanted(records.brief(i))], int)
+    names = {*where, *fields_of(targets, vocabulary), *(("mask",) if masks else ())}
+    return np.array([i for i in range(len(records)) if wanted(records.brief(i, tuple(names)))], int)

@@ -19,7 +19,7 @@ from jaxtyping import Int8, UInt8
 from cxr_jax.data.canvases import Canvases
 from cxr_jax.data.decode import decode_mask_to_canvas, decode_to_canvas
 from cxr_jax.data.records import UNKNOWN_LABEL
-from cxr_jax.data.source import Split, target_values
+from cxr_jax.data.source import Split, fields_of, target_values
 
 GRACE_SECS = 30  # how long a worker goes on after it was told to end
 
@@ -102,9 +102,11 @@ def load_row(
         if mask_canvas is not None:
             _put(row.mask, mask_canvas)
         return row
-    record = split.brief(i)
+    vocabulary = split.manifest.vocabulary
+    names = ("image_id", *fields_of(targets, vocabulary), *(() if mask_canvas is None else ("mask",)))
+    record = split.brief(i, names)
     height, width = decode_to_canvas(record["image"], canvas, record["image_id"])
-    labels = np.array(target_values(record, targets, split.manifest.vocabulary), np.int8)
+    labels = np.array(target_values(record, targets, vocabulary), np.int8)
     mask = None
     if mask_canvas is not None and record["mask"]:
         decode_mask_to_canvas(record["mask"], mask_canvas, (height, width), record["image_id"])
@@ -225,7 +227,7 @@ class StepSource:
             return loaded
         every = self.positions(step, range(self._batch_size))
         known = dict(zip(loaded["index"].tolist(), names.tolist(), strict=True))
-        ids = [known[i] if i in known else self._split.brief(i)["image_id"] for i in every]
+        ids = [known[i] if i in known else self._split.brief(i, ("image_id",))["image_id"] for i in every]
         return loaded | {"all_index": np.array(every, np.int64), "all_image_id": np.array(ids, str)}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cxr_jax.data.records import UNKNOWN_LABEL
-from cxr_jax.data.source import Split, target_values
+from cxr_jax.data.source import Split, fields_of, target_values
 from cxr_jax.evals.task import Task
 
 
@@ -40,10 +40,12 @@ def excluded(task: Task, where: Mapping[str, Mapping[str, str]]) -> dict[str, An
 
 def _without_label(split: Split, where: Mapping[str, str], targets) -> int:
     """How many of the split's records fit `where` and know none of the targets."""
+    vocabulary = split.manifest.vocabulary
+    names = tuple({*where, *fields_of(targets, vocabulary)})
     count = 0
     for i in range(len(split.records)):
-        record = split.records.brief(i)
+        record = split.records.brief(i, names)
         if all(record[field] == value for field, value in where.items()):
-            values = target_values(record, targets, split.manifest.vocabulary)
+            values = target_values(record, targets, vocabulary)
             count += all(value == UNKNOWN_LABEL for value in values)
     return count

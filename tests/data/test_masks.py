@@ -28,7 +28,7 @@ def some_without(split, monkeypatch):
     """The same split, of whose records every third has no mask."""
     real = type(split.records).brief
     strip = lambda record, row: record | {"mask": b""} if row % 3 == 0 else record
-    monkeypatch.setattr(type(split.records), "brief", lambda self, row: strip(real(self, row), row))
+    monkeypatch.setattr(type(split.records), "brief", lambda self, row, *names: strip(real(self, row, *names), row))
     return split
 
 
@@ -83,7 +83,9 @@ def test_batches_have_masks_when_asked_and_only_then(split):
 )
 def test_a_mask_that_does_not_fit_its_image_is_refused_by_name(split, monkeypatch, mask, message):
     real = type(split.records).brief
-    monkeypatch.setattr(type(split.records), "brief", lambda self, row: real(self, row) | {"mask": mask})
+    monkeypatch.setattr(
+        type(split.records), "brief", lambda self, row, *names: real(self, row, *names) | {"mask": mask}
+    )
     with pytest.raises(DataError, match=message) as error:
         load_rows(split, [0], masks=True)
     assert str(error.value).startswith(split.text(0, "image_id"))
@@ -94,7 +96,9 @@ def test_rows_with_masks_can_be_chosen(phantom_dataset, some_without, monkeypatc
     chosen = open_split(str(phantom_dataset), "train", masks=True)
     assert [int(row) for row in chosen.rows] == [row for row in range(len(some_without)) if row % 3]
     real = type(some_without.records).brief
-    monkeypatch.setattr(type(some_without.records), "brief", lambda self, row: real(self, row) | {"mask": b""})
+    monkeypatch.setattr(
+        type(some_without.records), "brief", lambda self, row, *names: real(self, row, *names) | {"mask": b""}
+    )
     with pytest.raises(DataError, match="no record of split 'train' has a mask"):
         open_split(str(phantom_dataset), "train", masks=True)
 

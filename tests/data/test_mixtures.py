@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cxr_jax.data.records import DataError, read_manifest
-from cxr_jax.data.source import open_split
+from cxr_jax.data.source import fields_of, open_split
 from cxr_jax.data.steps import StepSource, load_rows
 from data_prep import build
 
@@ -59,6 +59,14 @@ def test_brief_records_say_what_whole_ones_do(both):
             assert brief[name] == found
         assert brief["image"] == whole["image"] and brief["mask"] == whole["mask"]
         assert brief["age_years"] == whole["age_years"] and brief["labels"] == whole["labels"]
+
+
+def test_brief_records_hold_what_was_asked_for(both):
+    split = open_split(both, "train")
+    whole, name = split.brief(0), split.manifest.vocabulary[0]
+    for names in [(), ("image_id",), ("mask", "age_years"), ("labels", "sex")]:
+        assert split.brief(0, names) == {"image": whole["image"]} | {field: whole[field] for field in names}
+    assert fields_of((name, "sex:F", "age>=60", "sex:M", "view:AP"), (name,)) == ("labels", "sex", "age_years", "view")
 
 
 def test_targets_of_one_dataset_are_unknown_in_the_other(both, phantom_dataset):

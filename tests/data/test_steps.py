@@ -36,7 +36,9 @@ def test_far_steps_touch_no_other_record(split, monkeypatch):
     """Step 1,000,000 reads its own 8 records and nothing before."""
     read = []
     real = type(split.records).brief
-    monkeypatch.setattr(type(split.records), "brief", lambda self, row: read.append(row) or real(self, row))
+    monkeypatch.setattr(
+        type(split.records), "brief", lambda self, row, *names: read.append(row) or real(self, row, *names)
+    )
     far = source(split)
     assert far.positions(10**6) and not read
     far[10**6]
@@ -75,7 +77,7 @@ def test_what_is_kept_is_bounded_and_stays(split, monkeypatch):
     cache = DecodedCache(3 * 80 * 80 + 100)
     first = load_rows(split, range(6), cache=cache)
     first["image"][:] = 7  # the caller's canvas is its own
-    monkeypatch.setattr(type(split.records), "brief", lambda self, row: pytest.fail("read again"))
+    monkeypatch.setattr(type(split.records), "brief", lambda self, row, *names: pytest.fail("read again"))
     again = load_rows(split, [2, 0, 1], cache=cache)
     for i, row in enumerate((2, 0, 1)):
         assert again["image"][i].max() > 7 and cache.get(row) is not None
@@ -124,8 +126,8 @@ def test_batches_placed_ahead_are_the_same_and_end(split, prefetch_to_device):
 def test_a_record_that_cannot_be_decoded_ends_the_stream_with_its_name(split, monkeypatch):
     real = type(split.records).brief
 
-    def torn(self, row):
-        record = real(self, row)
+    def torn(self, row, *names):
+        record = real(self, row, *names)
         return record | {"image": record["image"][:200]}
 
     monkeypatch.setattr(type(split.records), "brief", torn)

@@ -71,7 +71,7 @@ def test_areas_at_the_stored_size_are_those_of_the_stored_masks(scored, loaded):
 def test_rows_without_a_mask_are_not_scored(split, scored, monkeypatch):
     real = type(split.records).brief
     strip = lambda record, row: record | {"mask": b""} if row % 4 == 1 else record
-    monkeypatch.setattr(type(split.records), "brief", lambda self, row: strip(real(self, row), row))
+    monkeypatch.setattr(type(split.records), "brief", lambda self, row, *names: strip(real(self, row, *names), row))
     fewer = scored[0](split, jnp.asarray(-0.3))
     left = [row for row in range(len(split)) if row % 4 != 1]
     assert fewer.rows.tolist() == left
