@@ -32,8 +32,6 @@ from cxr_jax.data.records import (
 from cxr_jax.data.remote import mend
 
 BRIEF = ("image_id", "source", "view", "sex", "mask", "labels", "age_years")
-# Threads of its own help a reader of many records at a time, not one of single records.
-ONE_BY_ONE = {"max_parallelism": "0"}
 LABELS = (POSITIVE, NEGATIVE, UNKNOWN_LABEL)
 
 
@@ -95,7 +93,7 @@ def open_shards(folder: Path, split: str) -> Shards:
     if absent:
         raise DataError(f"{folder}: the shard {absent[0]} is missing; build the dataset again")
     ends = tuple(itertools.accumulate(file.examples_in_shard for file in files))
-    shards = Shards(folder, manifest, split, ArrayRecordDataSource(files, ONE_BY_ONE), shard_names, ends)
+    shards = Shards(folder, manifest, split, ArrayRecordDataSource(files), shard_names, ends)
     shards.payload(0)
     return shards
 
