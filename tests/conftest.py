@@ -1,9 +1,9 @@
 """Fixtures shared by all rooms' tests, and the fake devices they run on.
 
 Eight fake CPU devices need more threads than two cores bring: with few (NPROC), XLA's CPU collectives can deadlock, and
-XLA ends a process whose devices have waited for one another too long, as they may on a busy machine. Tests compile much
-and compute little, so they compile quickly (`tiny_run`). The variables are read when jax is imported, so they are set
-before anything else.
+XLA ends a process whose devices have waited for one another too long, as they may on a busy machine. For the same
+reason one program runs at a time: no asynchronous dispatch. Tests compile much and compute little, so they compile
+quickly (`tiny_run`). The variables are read when jax is imported, so they are set before anything else.
 """
 
 import os
@@ -20,6 +20,7 @@ for _flag in ("--xla_force_host_platform_device_count=8", _PATIENCE, *QUICK_COMP
     if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
 
 @pytest.fixture(scope="session")
