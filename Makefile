@@ -38,11 +38,12 @@ demo: $(VENV)/core
 	$(BIN)/python -m cxr_jax.convert --input=$(DEMO)/pretrain --output=$(DEMO)/huggingface --format=hf
 	@echo "open $(DEMO)/report/report.html; the PyTorch checkpoint is $(DEMO)/huggingface"
 
+# Files in their own order: xdist's begins with those of many tests, and one worker is left with the few long ones.
 test: $(VENV)/test $(VENV)/beam/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	CXR_BEAM_PYTHON=$(VENV)/beam/bin/python $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
+	CXR_BEAM_PYTHON=$(VENV)/beam/bin/python $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 # What to run before a change is handed on: style, types, doors, golden configs, and the READMEs' commands.
 check: $(VENV)/test
