@@ -152,6 +152,9 @@ def _shard_faults(folder: Path, manifest: Manifest, facts: dict[str, tuple[str, 
 
 
 def _metadata_faults(folder: Path, manifest: Manifest, lengths: dict[str, int]) -> list[str]:
+    absent = [name for name in ("dataset_info.json", "features.json") if not (folder / name).is_file()]
+    if absent:
+        return [f"{name}: is missing" for name in absent]
     try:
         builder = tfds.builder_from_directory(str(folder))
         shards = {
@@ -295,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for fault in told:
         print(f"fault: {fault}", file=sys.stderr)
     if told:
-        print(f"{args.data}: {number} faults; build the dataset again", file=sys.stderr)
+        print(f"{args.data}: {number} {'fault' if number == 1 else 'faults'}; build the dataset again", file=sys.stderr)
         return 3
     print(f"{args.data}: sound")
     return 0

@@ -190,9 +190,11 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def _manifest_from(fields: Any, file: Path) -> Manifest:
     names = [field.name for field in dataclasses.fields(Manifest)]
-    if not isinstance(fields, dict) or set(fields) != set(names):
-        found = ", ".join(sorted(fields)) if isinstance(fields, dict) else type(fields).__name__
-        raise DataError(f"{file}: holds {found}; expected {', '.join(names)}; build it again")
+    if not isinstance(fields, dict):
+        raise DataError(f"{file}: holds a {type(fields).__name__}, not a table of {', '.join(names)}; build it again")
+    for verb, odd in (("lacks", set(names) - set(fields)), ("has the unknown", set(fields) - set(names))):
+        if odd:
+            raise DataError(f"{file}: {verb} {', '.join(sorted(odd))}; build it again")
     try:
         true = fingerprint(fields)
     except UnicodeEncodeError:  # half a character, which JSON can write

@@ -168,14 +168,22 @@ def open_split(
     kept = np.diff(np.searchsorted(np.asarray(rows), records.starts))
     for folder, part, left in zip(folders, parts, kept, strict=True):
         if not left:
-            asked = [f"{field}={value}" for field, value in (where or {}).items()]
-            asked += [f"a known label of {', '.join(targets)}"] if targets else []
-            asked += ["a mask"] if masks else []
-            sources = ", ".join(part.manifest.counts.get("source", {}))
-            raise DataError(
-                f"{folder}: no record of split {split!r} has {' and '.join(asked)}; its sources are {sources}"
-            )
+            raise DataError(f"{folder}: {_nothing_left(part.manifest, split, where or {}, targets, masks)}")
     return Split(records, rows, manifest, split, weights)
+
+
+def _nothing_left(manifest: Manifest, split: str, where: Mapping[str, str], targets: Sequence[str], masks: bool) -> str:
+    """What was asked for in vain, and what could be: values of the fields in `where`, else classes with labels."""
+    asked = [f"{field}={value}" for field, value in where.items()]
+    asked += [f"a known label of {', '.join(targets)}"] if targets else []
+    asked += ["a mask"] if masks else []
+    counts = manifest.counts
+    there = {field: [value for value, images in counts.get(field, {}).items() if images] for field in where}
+    if targets and not where:
+        labels = counts.get("label_per_split", {}).get(split, {})
+        there = {"labels of": [name for name, of in labels.items() if of["positive"] + of["negative"]] or ["nothing"]}
+    held = [f"; the dataset has {field} {', '.join(values)}" for field, values in there.items()]
+    return f"no record of split {split!r} has {' and '.join(asked)}{''.join(held)}"
 
 
 def _check_different(folders: Sequence[str], parts: Sequence[Shards]) -> None:

@@ -56,8 +56,8 @@ def open_role(role: str, path: str, name: str, **options: Any) -> Split:
         return open_split(path, name, **options)
     except DataError as error:
         text = str(error)
-        key = "targets" if text.startswith("target ") else SPLIT_KEYS[role] if "has no split" in text else ""
-        raise DataError(f"config.data.{key}: {text}" if key else text) from None
+        key = ".targets" if text.startswith("target ") else f".{SPLIT_KEYS[role]}" if "has no split" in text else ""
+        raise DataError(f"config.data{key}: {text}") from None
 
 
 def open_task(

@@ -74,7 +74,7 @@ def test_targets_of_one_dataset_are_unknown_in_the_other(both, phantom_dataset):
     loaded = load_rows(split, [0, len(split) - 1], ("Tuberculosis", "Cardiomegaly"))
     assert loaded["labels"][0, 0] == -1 and loaded["labels"][1, 0] in (0, 1)
     assert loaded["labels"][0, 1] in (-1, 0, 1) and loaded["labels"][1, 1] == -1
-    with pytest.raises(DataError, match=f"{phantom_dataset}: no record .* a known label of Tuberculosis"):
+    with pytest.raises(DataError, match=f"{phantom_dataset}: no record .* of Tuberculosis; .* has labels of "):
         open_split(both, "train", targets=("Tuberculosis",))
 
 

@@ -128,6 +128,8 @@ def test_metadata_strangers_and_the_manifest(good, tmp_path, capsys):
     lines = faults(capsys, folder)
     assert len(lines) == 3 and "00007-of-00009: is not in the manifest" in lines[1]
     assert "dropped.jsonl: was changed, added or removed" in lines[0] and "77" in lines[2]
+    (folder / "features.json").unlink()
+    assert any("features.json: is missing" in line for line in faults(capsys, folder))
     fields = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(fields | {"name": "other"}))
     (line,) = faults(capsys, folder)
@@ -162,6 +164,8 @@ def edited(good, tmp_path, change):
         (lambda m: m["shards"].update({"a.array_record-00000-of-00001": "0" * 64}), "the name of a shard is"),
         (lambda m: m["shards"].update({"a/b-train.array_record-00000-of-00001": "0" * 64}), "the name of a shard is"),
         (lambda m: m.update(shards=[]), "shards is []"),
+        (lambda m: m.pop("vocabulary"), "manifest.json: lacks vocabulary"),
+        (lambda m: m.update(notes=""), "manifest.json: has the unknown notes"),
         (lambda m: m["canvas"].update(height="8"), 'canvas is {"height": "8"'),
         (lambda m: m["canvas"].update(height=True), 'canvas is {"height": true'),
         (lambda m: m["counts"].pop("split"), "counts.split is null"),
