@@ -178,11 +178,15 @@ def _nothing_left(manifest: Manifest, split: str, where: Mapping[str, str], targ
     asked += [f"a known label of {', '.join(targets)}"] if targets else []
     asked += ["a mask"] if masks else []
     counts = manifest.counts
-    there = {field: [value for value, images in counts.get(field, {}).items() if images] for field in where}
+    there = {
+        f"the dataset has {field}": [value for value, images in counts.get(field, {}).items() if images]
+        for field in where
+    }
     if targets and not where:
         labels = counts.get("label_per_split", {}).get(split, {})
-        there = {"labels of": [name for name, of in labels.items() if of["positive"] + of["negative"]] or ["nothing"]}
-    held = [f"; the dataset has {field} {', '.join(values)}" for field, values in there.items()]
+        known = [name for name, of in labels.items() if of["positive"] + of["negative"]]
+        there = {"the split has labels of": known or ["nothing"]}
+    held = [f"; {what} {', '.join(values)}" for what, values in there.items()]
     return f"no record of split {split!r} has {' and '.join(asked)}{''.join(held)}"
 
 
