@@ -14,6 +14,7 @@ from cxr_jax import config as door
 from cxr_jax.accumulation import Divisible
 from cxr_jax.collapse import MODES
 from cxr_jax.config import ConfigError, call, require
+from cxr_jax.data.order import SEEDS
 from cxr_jax.evals.features import TOKENS
 from cxr_jax.objectives.base import Objective
 from cxr_jax.resume import ON_NONFINITE
@@ -42,12 +43,13 @@ EXAMPLES = "log.examples_every_steps"
 
 
 def check_counts(config: ConfigDict) -> None:
-    """Refuse zero and negative numbers where something is counted."""
+    """Refuse numbers beyond their range, and what is named and does not exist."""
     flat = door.flatten(config)
     for key in COUNTS:
         require(flat[key] >= 1, f"config.{key}={flat[key]} must be at least 1")
     for key in NOT_NEGATIVE:
         require(flat[key] >= 0, f"config.{key}={flat[key]} must be at least 0; 0 switches it off")
+    require(0 <= config.seed < SEEDS, f"config.seed={config.seed}: legal are 0 to {SEEDS - 1}")
     mode = config.log.on_collapse
     require(mode in MODES, f"config.log.on_collapse={mode!r}: legal are {', '.join(MODES)}")
     policy = config.numerics.on_nonfinite

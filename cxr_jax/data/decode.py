@@ -38,10 +38,10 @@ def decode_to_canvas(data: bytes | memoryview, canvas: UInt8[np.ndarray, "H W"],
             simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True, buffer=canvas[:height])
         else:
             canvas[:height, :width] = simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)[:, :, 0]
+            canvas[:height, width:] = 0
     except ValueError as error:
         raise DataError(f"{name}: damaged JPEG ({error}); run data_prep.validate or build the dataset again") from None
     canvas[height:] = 0
-    canvas[:height, width:] = 0
     return height, width
 
 

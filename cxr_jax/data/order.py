@@ -19,21 +19,29 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-import grain
 import numpy as np
+from grain.experimental import index_shuffle
 from jaxtyping import Int
 
 LONGEST_ROUND = 100_000
+SEEDS = 2**32
 
 
 class PermutedOrder:
-    """All of `length` records in every pass, each pass permuted anew."""
+    """All of `length` records in every pass, each pass permuted anew: the order of Grain's
+    `MapDataset.range(length).shuffle(seed).repeat()`, asked without its layers.
+
+    Raises ValueError for a seed that is not in 0 .. 2**32 - 1.
+    """
 
     def __init__(self, length: int, seed: int):
-        self._records = grain.MapDataset.range(length).shuffle(seed=seed).repeat(None)
+        if not 0 <= seed < SEEDS:
+            raise ValueError(f"seed={seed}: must be a whole number from 0 to {SEEDS - 1}")
+        self._length, self._seed = length, seed
 
     def __getitem__(self, place: int) -> int:
-        return int(self._records[place])
+        passes, index = divmod(place, self._length)
+        return index_shuffle(index, max_index=self._length - 1, seed=(self._seed + passes) % SEEDS, rounds=4)
 
 
 class WeightedOrder:

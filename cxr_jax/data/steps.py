@@ -14,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int8, UInt8
+from jaxtyping import UInt8
 
 from cxr_jax.data.canvases import Canvases
 from cxr_jax.data.decode import decode_mask_to_canvas, decode_to_canvas
-from cxr_jax.data.records import UNKNOWN_LABEL
 from cxr_jax.data.source import Split, fields_of, target_values
 
 GRACE_SECS = 30  # how long a worker goes on after it was told to end
@@ -28,7 +27,7 @@ class Row(NamedTuple):
     """A row as it is kept: the image without its canvas, its labels, its name, its mask if it was asked for."""
 
     image: UInt8[np.ndarray, "h w"]
-    labels: Int8[np.ndarray, " c"]
+    labels: Sequence[int]
     image_id: str
     mask: UInt8[np.ndarray, "h w"] | None = None
 
@@ -40,7 +39,7 @@ class Row(NamedTuple):
     def copy(self) -> "Row":
         """The same in memory of its own."""
         mask = None if self.mask is None else self.mask.copy()
-        return self._replace(image=self.image.copy(), labels=self.labels.copy(), mask=mask)
+        return self._replace(image=self.image.copy(), mask=mask)
 
 
 class DecodedCache:
@@ -88,13 +87,15 @@ def load_row(
     split: Split,
     i: int,
     targets: Sequence[str],
+    fields: Sequence[str],
     canvas: UInt8[np.ndarray, "H W"],
     cache: DecodedCache | None,
     mask_canvas: UInt8[np.ndarray, "H W"] | None = None,
 ) -> Row:
     """Row i, decoded into the top left of `canvas`, zeros beyond; with `mask_canvas` its mask too, or zeros.
 
-    A cache holds rows that were all loaded with masks, or all without.
+    `fields` of its record are read: `image_id`, those of the targets and, with `mask_canvas`, `mask`. A cache holds
+    rows that were all loaded with masks, or all without.
     """
     row = cache.get(i) if cache else None
     if row:
@@ -102,11 +103,9 @@ def load_row(
         if mask_canvas is not None:
             _put(row.mask, mask_canvas)
         return row
-    vocabulary = split.manifest.vocabulary
-    names = ("image_id", *fields_of(targets, vocabulary), *(() if mask_canvas is None else ("mask",)))
-    record = split.brief(i, names)
+    record = split.brief(i, fields)
     height, width = decode_to_canvas(record["image"], canvas, record["image_id"])
-    labels = np.array(target_values(record, targets, vocabulary), np.int8)
+    labels = target_values(record, targets, split.manifest.vocabulary)
     mask = None
     if mask_canvas is not None and record["mask"]:
         decode_mask_to_canvas(record["mask"], mask_canvas, (height, width), record["image_id"])
@@ -140,25 +139,30 @@ def load_rows(
     canvases = canvases or Canvases()
     images = canvases.take(len(rows), split.canvas)
     mask_canvases = canvases.take(len(rows), split.canvas) if masks else [None] * len(rows)
-    has_mask = np.zeros(len(rows), bool)
-    sizes = np.zeros((len(rows), 2), np.int32)
-    labels = np.full((len(rows), len(targets)), UNKNOWN_LABEL, np.int8)
-    names = [""] * len(rows)
+    fields = ("image_id", *fields_of(targets, split.manifest.vocabulary), *(("mask",) if masks else ()))
+    found: dict[int, Row] = {}
 
     def fill(share: Sequence[int]) -> None:
         for i in share:
-            row = load_row(split, rows[i], targets, images[i], cache, mask_canvases[i])
-            sizes[i], labels[i], names[i] = row.image.shape, row.labels, row.image_id
-            has_mask[i] = row.mask is not None
+            found[i] = load_row(split, rows[i], targets, fields, images[i], cache, mask_canvases[i])
 
     if pool:
         for _ in pool.map(fill, [range(first, len(rows), threads) for first in range(threads)]):
             pass
     else:
         fill(range(len(rows)))
-    loaded = {"image": images, "size": sizes, "index": np.asarray(rows, np.int64), "image_id": np.array(names, str)}
-    loaded |= {"labels": labels} if targets else {}
-    return loaded | ({"mask": mask_canvases, "has_mask": has_mask} if masks else {})
+    in_order = [found[i] for i in range(len(rows))]
+    loaded = {
+        "image": images,
+        "size": np.array([row.image.shape for row in in_order], np.int32).reshape(-1, 2),
+        "index": np.asarray(rows, np.int64),
+        "image_id": np.array([row.image_id for row in in_order], str),
+    }
+    if targets:
+        loaded["labels"] = np.array([row.labels for row in in_order], np.int8).reshape(-1, len(targets))
+    if masks:
+        loaded |= {"mask": mask_canvases, "has_mask": np.array([row.mask is not None for row in in_order], bool)}
+    return loaded
 
 
 class StepSource:

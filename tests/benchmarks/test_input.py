@@ -10,9 +10,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmark r
 
 
 def test_short_form(shared_data, tmp_path, capsys):
-    short = ["--images=6", "--image_px=128", "--batch_size=4", "--rounds=2", "--per_round=8", "--processes=0"]
+    short = [f"--data={shared_data / 'cxr_small'}", f"--scratch={tmp_path}", "--augment"]
+    short += ["--images=6", "--image_px=128", "--batch_size=4", "--rounds=2", "--per_round=8", "--processes=0"]
     output = tmp_path / "measured.json"
-    found = benchmark.main([f"--data={shared_data / 'cxr_small'}", *short, "--augment", f"--output={output}"])
+    found = benchmark.main([*short, f"--output={output}"])
     assert set(found) == {"pipeline / decode", "2 threads / 1", "2 threads / 1, per core"}
     measured = json.loads(output.read_text())
     assert set(measured["spent"]) == {"decode", "pipeline, 1 thread", "pipeline, 2 threads"}
@@ -22,4 +23,4 @@ def test_short_form(shared_data, tmp_path, capsys):
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"holds no \.jpg"):
-        benchmark.main([f"--data={tmp_path}"])
+        benchmark.main([f"--data={tmp_path}", f"--scratch={tmp_path}"])

@@ -47,6 +47,7 @@ CASES = {
     "key_in_crops": ("train", [*RUN, "--config.crops.lokal_size=32"], CONFIG, ("config.crops.local_size", "num_local")),
     "key_elsewhere": ("train", [*RUN, "--config.local_size=32"], CONFIG, ("did you mean config.crops.local_size",)),
     "key_below_value": ("train", [*RUN, "--config.seed.x=32"], CONFIG, ("config.seed.x", "nothing below")),
+    "seed": ("train", [*RUN, "--config.seed=-1"], CONFIG, ("config.seed=-1: legal are 0 to",)),
     "type": ("train", [*RUN, "--config.batch_size=many"], CONFIG, ("config.batch_size='many'", "int")),
     "type_bool": ("train", [*RUN, "--config.model.scan=perhaps"], CONFIG, ("config.model.scan", "bool")),
     "section": ("train", [*RUN, "--config.model=3"], CONFIG, ("config.model",)),

@@ -3,6 +3,7 @@
 import time
 from fractions import Fraction
 
+import grain
 import numpy as np
 import pytest
 
@@ -52,6 +53,21 @@ def test_every_source_is_permuted_anew_in_its_own_passes():
         for one in passes:
             assert sorted(one) == list(range(length))
         assert passes[0].tolist() != passes[1].tolist()
+
+
+@pytest.mark.parametrize(("length", "seed"), [(1, 0), (72, 3), (5_200, 2**32 - 1)])
+def test_the_permutation_is_the_one_of_grains_datasets(length, seed):
+    """Over three passes; the last seed is the largest there is, after which they begin again."""
+    shuffled = grain.MapDataset.range(length).shuffle(seed=seed).repeat(None)
+    order = PermutedOrder(length, seed)
+    places = range(0, 3 * length, max(1, length // 50))
+    assert [order[p] for p in places] == [int(shuffled[p]) for p in places]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_beyond_the_range_is_refused(seed):
+    with pytest.raises(ValueError, match=f"seed={seed}: must be"):
+        PermutedOrder(10, seed)
 
 
 def test_sources_of_one_length_are_not_permuted_alike():

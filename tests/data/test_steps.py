@@ -85,7 +85,7 @@ def test_what_is_kept_is_bounded_and_stays(split, monkeypatch):
 
 
 def test_a_larger_row_leaves_room_for_a_smaller_one():
-    cache, row = DecodedCache(100), Row(np.zeros((5, 5), np.uint8), np.zeros(0, np.int8), "")
+    cache, row = DecodedCache(100), Row(np.zeros((5, 5), np.uint8), [], "")
     for i, side in enumerate((9, 5, 4, 4)):
         cache.put(i, row._replace(image=np.zeros((side, side), np.uint8)))
     assert [cache.get(i) is not None for i in range(4)] == [True, False, True, False]
